@@ -1,0 +1,99 @@
+// The CUDA implementation of streams and events, over the runtime library alone (no driver library, no torch).
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <utility>
+
+#include "device/backend.h"
+#include "device/cuda_check.h"
+#include "link/paced_copy.h"
+
+namespace overlap_recompute {
+namespace {
+
+cudaStream_t stream_of(StreamHandle handle) { return reinterpret_cast<cudaStream_t>(handle); }
+cudaEvent_t event_of(EventHandle handle) { return reinterpret_cast<cudaEvent_t>(handle); }
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device) : device_(device) {}
+
+  StreamHandle create_stream(Priority priority) override {
+    const DeviceScope scope(device_);
+    int lowest = 0, highest = 0;
+    ORC_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    cudaStream_t stream = nullptr;
+    const int level = priority == Priority::kLowest ? lowest : highest;
+    ORC_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, level));
+    return reinterpret_cast<StreamHandle>(stream);
+  }
+
+  void destroy_stream(StreamHandle stream) override {
+    const DeviceScope scope(device_);
+    ORC_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+    ORC_CUDA_CHECK(cudaStreamDestroy(stream_of(stream)));
+  }
+
+  EventHandle create_event(bool timed) override {
+    const DeviceScope scope(device_);
+    cudaEvent_t event = nullptr;
+    ORC_CUDA_CHECK(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming));
+    return reinterpret_cast<EventHandle>(event);
+  }
+
+  void destroy_event(EventHandle event) override { ORC_CUDA_CHECK(cudaEventDestroy(event_of(event))); }
+
+  void record(EventHandle event, StreamHandle stream) override {
+    const DeviceScope scope(device_);
+    ORC_CUDA_CHECK(cudaEventRecord(event_of(event), stream_of(stream)));
+  }
+
+  void stream_wait(StreamHandle stream, EventHandle event) override {
+    const DeviceScope scope(device_);
+    ORC_CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0));
+  }
+
+  bool passed(EventHandle event) override {
+    const cudaError_t status = cudaEventQuery(event_of(event));
+    if (status == cudaErrorNotReady) {
+      cudaGetLastError();
+      return false;
+    }
+    ORC_CUDA_CHECK(status);
+    return true;
+  }
+
+  void host_wait(EventHandle event) override { ORC_CUDA_CHECK(cudaEventSynchronize(event_of(event))); }
+
+  std::int64_t time_ns(EventHandle event, const Anchor& anchor) override {
+    float milliseconds = 0.0f;
+    ORC_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, event_of(anchor.event), event_of(event)));
+    return anchor.host_ns + std::llround(static_cast<double>(milliseconds) * 1e6);
+  }
+
+  void submit(StreamHandle, std::function<void()> task) override { task(); }
+
+  void emulate_copy(StreamHandle stream, const EmulatedCopy& copy) override {
+    const DeviceScope scope(device_);
+    launch_paced_copy(copy, stream_of(stream));
+  }
+
+  bool memory_is_stream_ordered() const override { return true; }
+  bool runs_inline(StreamHandle) const override { return false; }
+
+ private:
+  const int device_;
+};
+
+}  // namespace
+
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // no driver, or no device: not an error here, and not to be seen by the next call
+  return 0;
+}
+
+std::shared_ptr<Backend> make_cuda_backend(int device) { return std::make_shared<CudaBackend>(device); }
+
+}  // namespace overlap_recompute

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Train a small GPT on real text over four CPU ranks (tensor parallel 2 x pipeline parallel 2), from nothing.
+# The text is the source of Python's own standard library: every machine has it, nothing is downloaded for it.
+# Usage: bash examples/quickstart.sh [extra pretrain_gpt.py flags, e.g. --train-iters 50]
+# Environment: RUN_DIR (default runs/quickstart), PYTHON (the interpreter to start from, >= 3.10).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run_dir=${RUN_DIR:-runs/quickstart}
+started=$SECONDS
+step() { printf '\n== %s\n' "$1"; }
+
+step "1/5 set up .venv (first time: a few minutes, mostly torch)"
+python=$(bash tools/setup_env.sh)
+setup_s=$((SECONDS - started))
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true
+mkdir -p "$run_dir/data"
+
+step "2/5 corpus: the standard library's sources"
+"$python" tools/build_stdlib_corpus.py --output "$run_dir/data/corpus.jsonl"
+
+step "3/5 tokenizer (byte-level BPE) and token files"
+"$python" tools/train_tokenizer.py --input "$run_dir/data/corpus.jsonl" --vocab-size 4096 \
+    --output "$run_dir/data/tokenizer.json"
+"$python" tools/preprocess_data.py --input "$run_dir/data/corpus.jsonl" --output-prefix "$run_dir/data/stdlib" \
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run_dir/data/tokenizer.json" --append-eod --workers 2
+
+step "4/5 train on 4 ranks: tensor parallel 2 x pipeline parallel 2"
+rm -rf "$run_dir/checkpoints" "$run_dir/metrics.jsonl" "$run_dir/tensorboard"
+"$python" -m torch.distributed.run --standalone --nproc-per-node 4 pretrain_gpt.py \
+    --distributed-backend gloo --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel \
+    --num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 256 --max-position-embeddings 256 \
+    --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear \
+    --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 \
+    --micro-batch-size 4 --global-batch-size 16 --train-iters 200 --lr 3e-3 --min-lr 3e-4 --lr-warmup-iters 10 \
+    --lr-decay-style cosine --weight-decay 0.1 --adam-beta2 0.95 --seed 1234 --bf16 \
+    --data-path "$run_dir/data/stdlib" --split 95,5,0 --data-cache-path "$run_dir/data/cache" \
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run_dir/data/tokenizer.json" --num-workers 0 \
+    --save "$run_dir/checkpoints" --save-interval 100 --eval-interval 100 --eval-iters 2 \
+    --log-interval 10 --log-throughput --metrics-file "$run_dir/metrics.jsonl" \
+    --tensorboard-dir "$run_dir/tensorboard" "$@"
+
+step "5/5 what came out of it"
+"$python" tools/plot_metrics.py "$run_dir" --output "$run_dir/loss.png" --yardstick-from "$run_dir/data/stdlib.meta.json"
+"$python" tools/summarize_run.py "$run_dir"
+printf '\n%d s after the set-up (which took %d s).\n' $((SECONDS - started - setup_s)) "$setup_s"

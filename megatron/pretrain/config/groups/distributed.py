@@ -1,0 +1,20 @@
+"""Process groups."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron.pretrain.config.ranges import PositiveFloat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedOptions:
+    """Process groups: how ranks talk, and how long they wait for each other."""
+
+    distributed_backend: Literal["nccl", "gloo"] = "nccl"
+    """nccl trains on GPUs, gloo on CPUs."""
+
+    distributed_timeout_minutes: PositiveFloat = 10.0
+    """Minutes before a collective that does not complete is an error."""
+
+    liveness_timeout_s: PositiveFloat = 30.0
+    """Seconds without a sign of life after which a rank counts as lost and all others stop. (Own flag.)"""

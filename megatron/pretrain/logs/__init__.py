@@ -1,0 +1,1 @@
+"""What a run tells: iteration lines, a metrics file, TensorBoard, figures of throughput, a plot, a summary."""

@@ -1,0 +1,64 @@
+"""Records as lines of text, in the words and the order of Megatron-LM's log, so that its log readers work here too."""
+
+from collections.abc import Iterator
+
+from megatron.pretrain.logs.records import EvaluationRecord, EventRecord, IterationRecord
+
+
+def iteration_line(record: IterationRecord, *, device_type: str, throughput: bool) -> str:
+    """Return the line of one interval.
+
+    Args:
+        record: the interval's figures.
+        device_type: "cuda" says GPU where "cpu" says rank.
+        throughput: add tokens/s and TFLOP/s (`--log-throughput`).
+    """
+    parts = [
+        f"iteration {record.iteration:8d}/{record.train_iters:8d}",
+        f"consumed samples: {record.consumed_samples:12d}",
+        f"elapsed time per iteration (ms): {record.elapsed_ms:.1f}",
+        *(_throughput(record, device_type) if throughput else ()),
+        f"learning rate: {record.learning_rate:.6E}",
+        f"global batch size: {record.global_batch_size:5d}",
+        *_optional("lm loss: {:.6E}", record.loss),
+        f"loss scale: {record.loss_scale:.1f}",
+        *_optional("grad norm: {:.3f}", record.grad_norm),
+        *_optional("num zeros: {}", record.num_zeros),
+        *_optional("params norm: {:.3f}", record.params_norm),
+        f"number of skipped iterations: {record.skipped_iterations:3d}",
+        f"number of nan iterations: {record.nan_iterations:3d}",
+    ]
+    return " " + " | ".join(parts) + " |"
+
+
+def evaluation_line(record: EvaluationRecord) -> str:
+    """Return the line of one evaluation."""
+    return (
+        f" {record.split} loss at iteration {record.iteration} on {record.split} set"
+        f" | lm loss value: {record.loss:.6E} | lm loss PPL: {record.perplexity:.6E} |"
+    )
+
+
+def event_line(record: EventRecord) -> str:
+    """Return the line of one event."""
+    return f" {record.message} (iteration {record.iteration})"
+
+
+def timer_lines(record: IterationRecord) -> tuple[str, ...]:
+    """Return a heading and one line per timer, or nothing when no timer ran."""
+    if not record.timers_ms:
+        return ()
+    width = max(len(name) for name in record.timers_ms)
+    times = (f"    {name:.<{width + 4}}: {time_ms:.2f}" for name, time_ms in sorted(record.timers_ms.items()))
+    return ("max time across ranks (ms):", *times)
+
+
+def _throughput(record: IterationRecord, device_type: str) -> Iterator[str]:
+    unit, digits = ("GPU", 1) if device_type == "cuda" else ("rank", 4)
+    yield f"throughput per {unit} (TFLOP/s/{unit}): {record.tflops_per_rank:.{digits}f}"
+    yield f"tokens per second: {record.tokens_per_s:.1f}"
+
+
+def _optional(template: str, value: float | None) -> Iterator[str]:
+    if value is not None:
+        yield template.format(value)

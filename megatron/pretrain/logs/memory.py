@@ -1,0 +1,39 @@
+"""Peak memory of this process on the device that it trains on."""
+
+import re
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+
+def peak_memory_bytes(device_type: str) -> int:
+    """Return the peak so far, in bytes.
+
+    Args:
+        device_type: "cuda": what PyTorch's allocator has handed out on the current device, without its reserve and
+            without NCCL's buffers; "cpu": resident memory of the process, libraries included.
+    """
+    return _PEAKS[device_type]()
+
+
+def _peak_resident_bytes() -> int:
+    """Peak resident set, from the kernel's own counter of this program where there is one.
+
+    `getrusage` also counts what the process was before it became this program: a rank started by a large launcher
+    reports the launcher.
+    """
+    status = Path("/proc/self/status")
+    match = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    if match is not None:
+        return int(match[1]) * 1024
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+_PEAKS: Mapping[str, Callable[[], int]] = {
+    "cuda": lambda: torch.cuda.max_memory_allocated(),
+    "cpu": _peak_resident_bytes,
+}

@@ -1,0 +1,175 @@
+"""One run from its options to its end: build, load, train, evaluate, save."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from megatron.core.timers import Timers
+
+from megatron.pretrain.checkpoint.manager import CheckpointManager
+from megatron.pretrain.config import PretrainConfig
+from megatron.pretrain.data.blends import data_plan
+from megatron.pretrain.data.datasets import DatasetSplits, build_datasets
+from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size
+from megatron.pretrain.distributed.cluster import Cluster
+from megatron.pretrain.distributed.initialize import initialize_distributed
+from megatron.pretrain.logs.model_shape import ModelShape, parameter_count, shape_of
+from megatron.pretrain.logs.run_log import RunLog, facts_of, open_run_log
+from megatron.pretrain.logs.throughput import flops_per_iteration
+from megatron.pretrain.model import build_model, build_transformer_config
+from megatron.pretrain.platform import versions
+from megatron.pretrain.training.batches import build_iterators
+from megatron.pretrain.training.loop import Trainer
+from megatron.pretrain.training.optimizer import build_optimizer, build_scheduler
+from megatron.pretrain.training.report import Reporter
+from megatron.pretrain.training.state import Progress, TrainingState
+from megatron.pretrain.training.stop import StopConditions
+
+logger = logging.getLogger(__name__)
+VALID, TEST = 1, 2  # positions among the splits
+
+
+def run(config: PretrainConfig, device: torch.device, argv: Sequence[str]) -> int:
+    """Train as configured; returns the exit status (0: the run ended as asked, also on a signal)."""
+    with open_trainer(config, device, argv) as trainer:
+        reason = None if config.training.skip_train else trainer.run()
+        if reason is None:
+            trainer.evaluate_at_end()
+    return 0
+
+
+@contextlib.contextmanager
+def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[str] = ()) -> Iterator[Trainer]:
+    """Build everything a run needs and take it down again, whatever happens in between.
+
+    Args:
+        config: the options of the run, validated.
+        device: what `install_platform` returned.
+        argv: the command line, for the record.
+    """
+    tokenizer = build_tokenizer(config)
+    vocab_size = padded_vocab_size(config, tokenizer)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(initialize_distributed(config, device))
+        _greet(config, cluster)
+        state, shape = build_state(config, vocab_size, device)
+        identity = {**config.identity(), "vocab_size": tokenizer.vocab_size}
+        checkpoints = CheckpointManager(
+            config.checkpoint, model_identity=identity, run_config=config.to_dict(), seed=config.training.seed
+        )
+        stack.push(lambda kind, *_: checkpoints.close(abort=kind is not None))
+        loaded = checkpoints.load(state)
+        if loaded is not None:
+            state.progress = loaded
+        with cluster.quiet():
+            splits = build_datasets(config, tokenizer)
+        stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
+        run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
+        trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, device)
+        if loaded is not None:
+            trainer.event("resumed", f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}")
+        yield trainer
+
+
+def _greet(config: PretrainConfig, cluster: Cluster) -> None:
+    """Say once what this run is made of."""
+    if config.world.rank != 0:
+        return
+    logger.info("%s", versions(cluster.device))
+    parallel = config.parallel
+    logger.info(
+        "%d ranks on %s: tensor parallel %d x pipeline %d x context %d x data %d, %d microbatches per iteration",
+        config.world.world_size,
+        cluster.device,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        config.data_parallel_size,
+        config.num_microbatches,
+    )
+    for note in (*config.notes, *cluster.notes):
+        logger.info("note: %s", note)
+
+
+def build_state(config: PretrainConfig, vocab_size: int, device: torch.device) -> tuple[TrainingState, ModelShape]:
+    """Build model, optimizer and schedule at iteration 0, and the model's sizes.
+
+    Args:
+        config: the options of the run.
+        vocab_size: rows of the embedding, padded.
+        device: where the model lives.
+    """
+    transformer_config = build_transformer_config(config)
+    if config.logging.timing_log_level > 0:
+        transformer_config.timers = Timers(config.logging.timing_log_level, config.logging.timing_log_option)
+        transformer_config.barrier_with_L1_time = config.logging.barrier_with_level_1_timing
+    model = build_model(config, transformer_config, vocab_size, device)
+    optimizer = build_optimizer(config, model, device)
+    learned_positions = config.model.position_embedding_type == "learned_absolute"
+    shape = shape_of(
+        transformer_config,
+        padded_vocab_size=vocab_size,
+        sequence_length=config.model.seq_length,
+        max_position_embeddings=config.max_position_embeddings if learned_positions else 0,
+        tied_embeddings=not config.model.untie_embeddings_and_output_weights,
+    )
+    state = TrainingState(
+        model=model, optimizer=optimizer, scheduler=build_scheduler(config, optimizer), progress=Progress()
+    )
+    return state, shape
+
+
+def _open_log(
+    config: PretrainConfig, progress: Progress, shape: ModelShape, device: torch.device, argv: Sequence[str]
+) -> RunLog:
+    facts = facts_of(
+        config,
+        start_iteration=progress.iteration,
+        device_type=device.type,
+        argv=argv,
+        parameters=parameter_count(shape),
+        flops_per_iteration=flops_per_iteration(shape, config.global_batch_size),
+    )
+    folder = config.checkpoint.save
+    return open_run_log(
+        config.logging,
+        config.world,
+        facts,
+        save_folder=Path(folder) if folder else None,
+        train_iters=config.train_iters,
+    )
+
+
+def _trainer(
+    config: PretrainConfig,
+    state: TrainingState,
+    splits: DatasetSplits,
+    shape: ModelShape,
+    run_log: RunLog,
+    checkpoints: CheckpointManager,
+    stop: StopConditions,
+    device: torch.device,
+) -> Trainer:
+    # Read from the flags, not from the datasets: a rank that reads no data must take part in evaluations too.
+    plan = data_plan(config)
+    iterators = partial(build_iterators, config, state.model, device)
+    finished = config.training.skip_train or state.progress.iteration >= config.train_iters
+    consumed_valid = state.progress.consumed_valid_samples
+    return Trainer(
+        config=config,
+        state=state,
+        train_iterators=(
+            [None] * len(state.model) if finished else iterators(splits.train, state.progress.consumed_train_samples)
+        ),
+        valid_iterators=partial(iterators, splits.valid, consumed_valid) if plan.is_used(VALID) else None,
+        test_iterators=partial(iterators, splits.test, 0) if plan.is_used(TEST) else None,
+        run_log=run_log,
+        reporter=Reporter(
+            config, device, flops_per_iteration(shape, config.global_batch_size), state.model[0].config.timers
+        ),
+        checkpoints=checkpoints,
+        stop=stop,
+    )

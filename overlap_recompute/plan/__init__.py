@@ -1,0 +1,1 @@
+"""Data model shared by planner, runtime and trainer; standard library only."""

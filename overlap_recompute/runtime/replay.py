@@ -1,0 +1,225 @@
+"""Running a dropped unit again: at any time, at most once, bit for bit (docs/runtime.md, R5-R8, R13, R14)."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from overlap_recompute.runtime.ambient import Ambient
+from overlap_recompute.runtime.calls import HandleArgument, Phase, Slot, UnitCall
+from overlap_recompute.runtime.errors import InPlaceError, ReplayError, UnitError, UnsafeUnitError
+from overlap_recompute.runtime.journal import Kind
+from overlap_recompute.runtime.lanes import Lane
+from overlap_recompute.runtime.rng import RngKeeper
+from overlap_recompute.runtime.state import RuntimeState
+from overlap_recompute.runtime.storages import Kept
+from overlap_recompute.runtime.trees import replace, tensors_in
+from overlap_recompute.runtime.verify import check_replay
+
+
+class Replayer:
+    """Materializes calls, on demand or early."""
+
+    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_with_grad", "_call", "_position", "_hidden")
+
+    def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient, lane: Lane) -> None:
+        self.lane = lane
+        self._state, self._rng, self._ambient = state, rng, ambient
+        # Backward of CPU and of CUDA nodes runs on different threads; both may ask for the same call.
+        self._lock = threading.RLock()
+        self._hooks = saved_tensors_hooks(self._capture, self._refuse_backward)
+        self._call: UnitCall
+        self._position = 0
+        self._hidden = False
+
+    def demand(self, slot: Slot) -> Tensor:
+        """The tensor of a slot that backward waits for.
+
+        Raises:
+            ReplayError: the replay failed, now or earlier.
+        """
+        with self._lock:
+            if slot.tensor is None:
+                self.materialize(slot.call, hidden=False)
+            tensor = slot.tensor
+        assert tensor is not None, "a replay fills every living slot"
+        return tensor
+
+    def materialize(self, call: UnitCall, hidden: bool) -> None:
+        """Replay `call` after what it depends on; nothing happens if that was done before."""
+        waiting = [call]
+        while waiting:
+            source = waiting[-1].pending_source()
+            if source is not None and waiting[-1].phase is Phase.DROPPED:
+                waiting.append(source)
+            else:
+                self.run(waiting.pop(), hidden)
+
+    def run(self, call: UnitCall, hidden: bool) -> None:
+        """Replay one call whose arguments are all there.
+
+        Raises:
+            ReplayError: the replay raised, or did something else than the forward pass.
+        """
+        if call.phase is Phase.PRESENT:
+            return
+        if call.phase is not Phase.DROPPED:
+            raise _not_replayable(call)
+        begin_ns, journal = time.perf_counter_ns(), self._state.journal
+        call.phase, call.hidden = Phase.REPLAYING, hidden
+        if journal is not None:
+            journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
+        try:
+            with self._lock:
+                if hidden:
+                    call.fence = self.lane.run(partial(self._replay, call, True))
+                else:
+                    self._replay(call, False)
+            call.phase = Phase.PRESENT
+        except BaseException as error:
+            self._fail(call, error)
+        finally:
+            call.forget_arguments()
+        self._state.replays.add(hidden, time.perf_counter_ns() - begin_ns)
+        if journal is not None:
+            journal.add(Kind.REPLAY_END, call.place, hidden)
+
+    def _fail(self, call: UnitCall, error: BaseException) -> NoReturn:
+        call.phase = Phase.FAILED
+        for slot in call.slots():
+            slot.tensor = None
+            slot.group.take_away()
+        if self._state.journal is not None:
+            self._state.journal.add(Kind.REPLAY_FAILED, call.place, call.hidden)
+        if isinstance(error, UnitError) or not isinstance(error, Exception):
+            raise error
+        raise ReplayError(
+            f"its replay raised {type(error).__name__}: {error}",
+            "a unit that can be run again with the arguments of its forward pass",
+            "see the error above for its cause, or keep this unit (SAVE)",
+            call.place,
+        ) from error
+
+    def _replay(self, call: UnitCall, hidden: bool) -> Sequence[Tensor]:
+        """Run the unit's forward under hooks that hand what it saves to the call's slots; returns what it read."""
+        state = self._state
+        outside = state.microbatch, state.running, state.layer, state.replaying
+        state.microbatch, state.running, state.replaying = None, None, call
+        surroundings = rng = None
+        args, kwargs = self._arguments(call, hidden)
+        try:
+            surroundings = self._ambient.enter(call.ambient, call.unit.modules)
+            rng = self._rng.enter(call.rng) if call.rng is not None else None
+            self._call, self._position, self._hidden = call, 0, hidden
+            with torch.enable_grad(), self._hooks:
+                output = call.forward(*args, **kwargs)
+            self._finish(call, output, hidden)
+        finally:
+            if rng is not None:
+                self._rng.leave(rng)
+            if surroundings is not None:
+                surroundings.close()
+            state.microbatch, state.running, state.layer, state.replaying = outside
+        return tensors_in((args, kwargs)) if hidden else ()
+
+    def _arguments(self, call: UnitCall, hidden: bool) -> tuple[Sequence[Any], dict[str, Any]]:
+        if tuple([parameter._version for parameter in call.unit.parameters]) != call.ambient.versions:
+            raise _modified(call, "a parameter")
+        try:
+            if call.nested:
+                return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden))
+            args = [a.resolve(hidden) if isinstance(a, Kept | HandleArgument) else a for a in call.args]
+            if not call.kwargs:
+                return args, {}
+            items = call.kwargs.items()
+            return args, {k: a.resolve(hidden) if isinstance(a, Kept | HandleArgument) else a for k, a in items}
+        except InPlaceError as error:
+            if error.place is not None:
+                raise
+            raise _modified(call, "an argument") from None
+
+    def _capture(self, tensor: Tensor) -> None:
+        """Pack hook of replays: the n-th saved tensor belongs to the n-th one of the forward pass."""
+        call, position = self._call, self._position
+        self._position = position + 1
+        if position >= len(call.saved):
+            return
+        ref = call.saved[position]
+        slot = ref() if ref is not None else None
+        if slot is None:
+            return
+        if (tensor.shape, tensor.dtype) != slot.geometry:
+            raise _differs(call, f"tensor {position}", slot.geometry, (tensor.shape, tensor.dtype))
+        slot.fill(tensor, self._hidden)
+
+    def _refuse_backward(self, packed: Any) -> Tensor:
+        raise UnsafeUnitError(
+            "backward runs inside the unit", "a unit that only computes forward", "keep this unit (SAVE)", self._call.place
+        )
+
+    def _finish(self, call: UnitCall, output: Any, hidden: bool) -> None:
+        if self._position != len(call.saved):
+            raise _differs(call, "number of saved tensors", len(call.saved), self._position)
+        tensors = tensors_in(output) if call.outputs or call.references else []
+        if call.outputs:
+            if len(tensors) != call.output_count:
+                raise _differs(call, "number of outputs", call.output_count, len(tensors))
+            for index, ref in call.outputs.items():
+                if (slot := ref()) is not None:
+                    _fill_output(call, index, slot, tensors[index], hidden)
+        if self._state.verify:
+            check_replay(call, tensors)
+
+
+def _fill_output(call: UnitCall, index: int, slot: Slot, tensor: Tensor, hidden: bool) -> None:
+    geometry = tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype
+    nbytes = tensor.untyped_storage().nbytes()
+    if geometry != slot.geometry or nbytes != slot.group.nbytes:
+        raise _differs(call, f"output {index}", (*slot.geometry, slot.group.nbytes), (*geometry, nbytes))
+    slot.fill(tensor, hidden)
+
+
+def _is_argument(value: Any) -> bool:
+    return isinstance(value, Kept | HandleArgument)
+
+
+def _resolve(hidden: bool, value: Kept | HandleArgument) -> Tensor:
+    return value.resolve(hidden)
+
+
+def _modified(call: UnitCall, what: str) -> InPlaceError:
+    return InPlaceError(
+        f"{what} changed in place after the unit ran",
+        "arguments and parameters that stay as they are until backward",
+        "replace the in-place operation by one that makes a new tensor, or keep this unit (SAVE)",
+        call.place,
+    )
+
+
+def _differs(call: UnitCall, what: str, forward: object, replay: object) -> ReplayError:
+    return ReplayError(
+        f"{what} of the replay is {replay}, in the forward pass it was {forward}",
+        "a unit that does the same thing when it is run again",
+        "remove what depends on anything but its arguments, or keep this unit (SAVE)",
+        call.place,
+    )
+
+
+_REFUSALS: dict[Phase, tuple[str, str]] = {
+    Phase.FORWARD: ("backward runs through the unit inside its own forward pass", "keep this unit (SAVE)"),
+    Phase.REPLAYING: ("the unit is needed by its own replay", "keep this unit (SAVE)"),
+    Phase.FAILED: ("its replay has failed before", "see the first error for its cause"),
+}
+
+
+def _not_replayable(call: UnitCall) -> ReplayError:
+    found, next_step = _REFUSALS[call.phase]
+    return ReplayError(found, "a unit that can be replayed", next_step, call.place)
+
+
+Materialize = Callable[[UnitCall, bool], None]

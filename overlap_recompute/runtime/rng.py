@@ -1,0 +1,116 @@
+"""Random numbers of replays: the same as in the forward pass, and no trace left behind (docs/runtime.md, R6)."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+
+class RngProvider(Protocol):
+    """A source of randomness that units may draw from, such as a generator or a tracker of several.
+
+    `get` is called before and after every dropped unit, so it must be cheap and must not copy what it can share.
+    """
+
+    def get(self) -> Any:
+        """The current state."""
+        ...
+
+    def set(self, state: Any) -> None:
+        """Go to a state that `get` returned; the state stays valid."""
+        ...
+
+    def same(self, first: Any, second: Any) -> bool:
+        """Whether two states are equal, that is, whether nothing was drawn in between."""
+        ...
+
+
+class CpuRng:
+    """Torch's default CPU generator, which is shared by the whole process."""
+
+    __slots__ = ("_generator",)
+
+    def __init__(self) -> None:
+        self._generator = torch.default_generator
+
+    def get(self) -> torch.Tensor:
+        """The generator's state, 5 kB, as words: comparing them is three times as fast as comparing bytes."""
+        return self._generator.get_state().view(torch.int64)
+
+    def set(self, state: torch.Tensor) -> None:
+        """Restore a state."""
+        self._generator.set_state(state.view(torch.uint8))
+
+    def same(self, first: torch.Tensor, second: torch.Tensor) -> bool:
+        """Whether nothing was drawn."""
+        return torch.equal(first, second)
+
+
+class CudaRng:
+    """The default generator of a CUDA device: counter-based, so seed and offset are the whole state."""
+
+    __slots__ = ("_generator",)
+
+    def __init__(self, generator: torch.Generator) -> None:
+        """`generator`: one of `torch.cuda.default_generators`, or anything with the same four methods."""
+        self._generator = generator
+
+    def get(self) -> tuple[int, int]:
+        """(seed, offset); no copy between device and host."""
+        return self._generator.initial_seed(), self._generator.get_offset()
+
+    def set(self, state: tuple[int, int]) -> None:
+        """Restore seed and offset."""
+        seed, offset = state
+        if self._generator.initial_seed() != seed:
+            self._generator.manual_seed(seed)
+        self._generator.set_offset(offset)
+
+    def same(self, first: tuple[int, int], second: tuple[int, int]) -> bool:
+        """Whether nothing was drawn."""
+        return first == second
+
+
+class RngKeeper:
+    """Takes the states before a unit, keeps those that the unit changed, and replays with them."""
+
+    __slots__ = ("_providers", "_devices")
+
+    def __init__(self, providers: Iterable[RngProvider]) -> None:
+        """`providers` come on top of the CPU generator and of the CUDA generators that `watch` adds."""
+        self._providers: tuple[RngProvider, ...] = (CpuRng(), *providers)
+        self._devices: set[int] = set()
+
+    def watch(self, device: torch.device) -> None:
+        """Include the default generator of `device`; nothing to do for a CPU."""
+        if device.type != "cuda":
+            return
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index not in self._devices:
+            torch.cuda.init()
+            self._devices.add(index)
+            self._providers = (*self._providers, CudaRng(torch.cuda.default_generators[index]))
+
+    def before(self) -> list[Any]:
+        """The states before a unit runs."""
+        return [provider.get() for provider in self._providers]
+
+    def drawn(self, before: list[Any]) -> list[tuple[RngProvider, Any]] | None:
+        """Called after the unit: the sources it drew from, each with the state before; None if it drew nothing."""
+        drawn = [
+            (provider, state)
+            for provider, state in zip(self._providers, before, strict=True)
+            if not provider.same(state, provider.get())
+        ]
+        return drawn or None
+
+    def enter(self, drawn: list[tuple[RngProvider, Any]]) -> list[tuple[RngProvider, Any]]:
+        """Go back to the states of the forward pass; returns what `leave` restores."""
+        present = [(provider, provider.get()) for provider, _ in drawn]
+        self.leave(drawn)
+        return present
+
+    def leave(self, states: list[tuple[RngProvider, Any]]) -> None:
+        """Set the states."""
+        for provider, state in states:
+            provider.set(state)

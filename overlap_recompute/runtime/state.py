@@ -1,0 +1,91 @@
+"""What the parts of one runtime share; one object per `Runtime`, never global."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overlap_recompute.runtime.calls import Microbatch, OutputRef, Slot, UnitCall
+from overlap_recompute.runtime.journal import Journal
+from overlap_recompute.runtime.ledger import Ledger
+from overlap_recompute.runtime.storages import DroppedStorage, KeptStorage, KeptTable, StaticTable
+
+NO_LAYER = -1
+"""The layer to which what lies outside of every layer is attributed."""
+
+
+class RuntimeState:
+    """Where the runtime is, and what it knows about storages."""
+
+    __slots__ = (
+        "microbatch", "running", "layer", "replaying", "in_backward", "seen", "outputs", "kept", "static",
+        "ledger", "journal", "verify", "demand", "replays",
+    )  # fmt: skip
+
+    def __init__(self, journal: Journal | None, verify: bool) -> None:
+        self.microbatch: Microbatch | None = None
+        """The microbatch whose forward pass runs; None in replays and outside."""
+        self.running: UnitCall | None = None
+        """The dropped call whose forward pass runs."""
+        self.layer = NO_LAYER
+        """The layer that runs, for attributing bytes."""
+        self.replaying: UnitCall | None = None
+        self.in_backward: Microbatch | None = None
+        """The microbatch whose backward pass used something last."""
+        self.seen: dict[int, tuple[Any, DroppedStorage]] = {}
+        """Storages that the running call saved inside itself: address -> (weak reference, record)."""
+        self.outputs: dict[int, OutputRef] = {}
+        self.kept: KeptTable = {}
+        self.static: StaticTable = {}
+        """Parameters and buffers."""
+        self.ledger = Ledger()
+        self.journal = journal
+        self.verify = verify
+        self.demand: Callable[[Slot], Tensor]
+        self.replays = ReplayCounts()
+
+    def is_static(self, storage: torch.UntypedStorage, key: int) -> bool:
+        """Whether this is the storage of a parameter or a buffer of an attached model."""
+        ref = self.static.get(key)
+        return ref is not None and ref() is storage
+
+    def is_kept(self, key: int) -> bool:
+        """Whether the storage at this address stays in memory anyway (a record lives only while its storage does)."""
+        ref = self.kept.get(key)
+        return ref is not None and ref() is not None
+
+    def keep(self, storage: torch.UntypedStorage, key: int) -> KeptStorage:
+        """The record of a storage that stays in memory, made on first sight."""
+        ref = self.kept.get(key)
+        record = ref() if ref is not None else None
+        if record is None:
+            nbytes, layer, microbatch = storage.nbytes(), self.layer, self.microbatch
+            record = KeptStorage(self.ledger, self.kept, key, nbytes, layer, microbatch.key if microbatch else None)
+            if microbatch is not None:
+                microbatch.kept_bytes[layer] = microbatch.kept_bytes.get(layer, 0) + nbytes
+        return record
+
+    def drop(self, nbytes: int, call: UnitCall) -> DroppedStorage:
+        """A new record of a storage of `call` that is not kept."""
+        by_layer, layer = call.microbatch.dropped_bytes, call.unit.layer
+        by_layer[layer] = by_layer.get(layer, 0) + nbytes
+        return DroppedStorage(self.ledger, nbytes)
+
+
+class ReplayCounts:
+    """Replays of a step: how many, and for how long the host was busy with them."""
+
+    __slots__ = ("hidden", "exposed", "hidden_ns", "exposed_ns")
+
+    def __init__(self) -> None:
+        self.hidden = self.exposed = self.hidden_ns = self.exposed_ns = 0
+
+    def add(self, hidden: bool, duration_ns: int) -> None:
+        """One replay has ended."""
+        if hidden:
+            self.hidden += 1
+            self.hidden_ns += duration_ns
+        else:
+            self.exposed += 1
+            self.exposed_ns += duration_ns

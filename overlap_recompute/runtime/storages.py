@@ -1,0 +1,110 @@
+"""Storages that are kept and storages that are dropped: who they are and how many bytes (docs/runtime.md, R3, R12)."""
+
+import weakref
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from overlap_recompute.runtime.errors import InPlaceError
+from overlap_recompute.runtime.ledger import Ledger
+
+KeptTable = dict[int, "weakref.ref[KeptStorage]"]
+StaticTable = dict[int, "weakref.ref[torch.UntypedStorage]"]
+
+
+def version_of(tensor: Tensor) -> int:
+    """The tensor's in-place version; 0 for inference tensors, which nobody may modify and which count none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The tensor's storage, or None for layouts that have none (sparse, some subclasses)."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+class KeptStorage:
+    """A storage that stays in memory; every `Kept` on it refers to this one object, whose death is its release."""
+
+    __slots__ = ("ledger", "table", "key", "nbytes", "layer", "microbatch", "__weakref__")
+
+    def __init__(self, ledger: Ledger, table: KeptTable, key: int, nbytes: int, layer: int, microbatch: Hashable):
+        self.ledger, self.table, self.key, self.nbytes = ledger, table, key, nbytes
+        self.layer, self.microbatch = layer, microbatch
+        table[key] = weakref.ref(self)
+        ledger.keep(nbytes)
+
+    def __del__(self) -> None:
+        self.ledger.kept_bytes -= self.nbytes
+        entry = self.table.get(self.key)
+        # The address may already belong to a newer record.
+        if entry is not None and (entry() is None or entry() is self):
+            del self.table[self.key]
+
+
+class Kept:
+    """A saved tensor, or an argument of a unit, that stays in memory."""
+
+    __slots__ = ("tensor", "version", "storage")
+
+    def __init__(self, tensor: Tensor, version: int, storage: KeptStorage | None) -> None:
+        """`storage` is None where bytes are not ours to count: parameters, buffers, layouts without a storage."""
+        self.tensor, self.version, self.storage = tensor, version, storage
+
+    def take(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            InPlaceError: it was modified since it was kept (autograd cannot check this under hooks).
+        """
+        tensor = self.tensor
+        if tensor._version != self.version and not tensor.is_inference():
+            raise self._modified()
+        return tensor
+
+    def resolve(self, hidden: bool) -> Tensor:
+        """As an argument of a replay: the same tensor, wherever the replay runs."""
+        return self.take()
+
+    def _modified(self) -> InPlaceError:
+        shape, storage = tuple(self.tensor.shape), self.storage
+        where = f" of layer {storage.layer}, microbatch {storage.microbatch}" if storage else ", a parameter or buffer"
+        return InPlaceError(
+            f"a tensor of shape {shape} kept for backward{where}, changed in place "
+            f"(version {self.tensor._version}, kept at {self.version})",
+            "a tensor that nobody modifies between the forward and the backward pass",
+            "replace the in-place operation by one that makes a new tensor",
+        )
+
+
+class DroppedStorage:
+    """A storage that handles stand for; its slots refer to this one object, whose death is its release."""
+
+    __slots__ = ("ledger", "nbytes", "present", "prefetched", "__weakref__")
+
+    def __init__(self, ledger: Ledger, nbytes: int) -> None:
+        self.ledger, self.nbytes = ledger, nbytes
+        self.present = self.prefetched = False
+        ledger.dropped_bytes += nbytes
+
+    def bring_back(self, hidden: bool) -> None:
+        """A replay made it again; several slots of one storage say so, the first one counts."""
+        if not self.present:
+            self.present, self.prefetched = True, hidden
+            self.ledger.bring_back(self.nbytes, hidden)
+
+    def use(self) -> None:
+        """Backward reads it: from now on it is part of what on-demand recompute would hold as well."""
+        if self.prefetched:
+            self.prefetched = False
+            self.ledger.prefetched_bytes -= self.nbytes
+
+    def __del__(self) -> None:
+        self.use()
+        if self.present:
+            self.ledger.recomputed_bytes -= self.nbytes
+        else:
+            self.ledger.dropped_bytes -= self.nbytes
