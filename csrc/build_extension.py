@@ -34,7 +34,7 @@ COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 KERNEL_FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
 X86_VARIANTS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
 }
 # The sources whose host code differs with CUDA; all others are compiled alike.
 KNOW_CUDA = ("bindings/kernels.cpp", "device/cpu_backend.cpp", "device/cuda_backend.cpp")
@@ -75,7 +75,7 @@ def gencode_flags(architectures: tuple[str, ...]) -> tuple[str, ...]:
 
 def host_jobs(compiler: tuple[str, ...], cuda: CudaToolkit | None, record: str, extra: tuple[str, ...]) -> list[Job]:
     """Everything that the C++ compiler sees."""
-    python = [f"-I{path}" for path in {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}]
+    python = [f"-I{path}" for path in sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")})]
     base = (*compiler, *COMMON_FLAGS, *extra)
     variants = X86_VARIANTS if platform.machine().lower() in ("x86_64", "amd64") else {}
     jobs = []
@@ -152,6 +152,8 @@ def link(compiler: tuple[str, ...], objects: list[str], target: pathlib.Path, cu
 
 class BuildExtension(build_ext):
     """Builds the extension if it can, and leaves a record of why where it cannot."""
+
+    absent_because = ""
 
     def run(self) -> None:
         super().run()

@@ -25,7 +25,7 @@ step "3/5 tokenizer (byte-level BPE) and token files"
     --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$run_dir/data/tokenizer.json" --append-eod --workers 2
 
 step "4/5 train on 4 ranks: tensor parallel 2 x pipeline parallel 2"
-rm -rf "$run_dir/checkpoints" "$run_dir/metrics.jsonl" "$run_dir/tensorboard"
+rm -rf "$run_dir/checkpoints" "$run_dir/metrics.jsonl" "$run_dir/tensorboard"  # a fresh run each time
 "$python" -m torch.distributed.run --standalone --nproc-per-node 4 pretrain_gpt.py \
     --distributed-backend gloo --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel \
     --num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 256 --max-position-embeddings 256 \
@@ -40,6 +40,9 @@ rm -rf "$run_dir/checkpoints" "$run_dir/metrics.jsonl" "$run_dir/tensorboard"
     --tensorboard-dir "$run_dir/tensorboard" "$@"
 
 step "5/5 what came out of it"
-"$python" tools/plot_metrics.py "$run_dir" --output "$run_dir/loss.png" --yardstick-from "$run_dir/data/stdlib.meta.json"
-"$python" tools/summarize_run.py "$run_dir"
+entropy=$("$python" -c 'import json, sys; print(round(json.load(open(sys.argv[1]))["unigram_entropy_nats"], 3))' \
+    "$run_dir/data/stdlib.meta.json")
+"$python" tools/plot_metrics.py "$run_dir" --output "$run_dir/loss.png" --yardstick "unigram entropy=$entropy" \
+    --title "Quick start: a small GPT on the standard library's sources"
+"$python" tools/summarize_run.py "$run_dir" --yardstick "unigram entropy=$entropy" --plot "$run_dir/loss.png"
 printf '\n%d s after the set-up (which took %d s).\n' $((SECONDS - started - setup_s)) "$setup_s"

@@ -79,6 +79,7 @@ void bind_lane(py::module_& module) {
            }),
            py::arg("backend"), py::arg("own_stream"), py::arg("high_priority"), py::arg("marks").none(true))
       .def_property_readonly("stream", &Lane::stream)
+      .def("follow", &Lane::follow, Unlocked(), py::arg("compute"))
       .def("open_window", &Lane::open_window, Unlocked(), py::arg("compute"), py::arg("name"))
       .def("close_window", &Lane::close_window, py::arg("name"))
       .def(

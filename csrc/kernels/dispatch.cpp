@@ -22,6 +22,7 @@ bool wanted(const char* name, const CpuKernels& table) {
 const CpuKernels* cpu_kernels(const char* instruction_set) {
 #if defined(ORC_WITH_X86_VARIANTS)
   __builtin_cpu_init();
+  // Every processor with AVX2 converts half precision (F16C); older compilers cannot ask for that.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

@@ -21,9 +21,7 @@ void Lane::mark(std::uint32_t name, MarkKind kind, std::int64_t value) {
   if (marks_) marks_->mark(stream_, name, static_cast<std::uint32_t>(kind), value);
 }
 
-void Lane::open_window(StreamHandle compute, std::uint32_t name) {
-  collect();
-  if (marks_) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kBegin), 0);
+void Lane::follow(StreamHandle compute) {
   const EventHandle event = pool_.take();
   try {
     backend_->record(event, compute);
@@ -33,6 +31,12 @@ void Lane::open_window(StreamHandle compute, std::uint32_t name) {
     throw;
   }
   pool_.give(event);
+}
+
+void Lane::open_window(StreamHandle compute, std::uint32_t name) {
+  collect();
+  follow(compute);
+  if (marks_) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kBegin), 0);
   const std::lock_guard<std::mutex> lock(mutex_);
   ++counts_.windows;
 }

@@ -55,7 +55,9 @@ class Lane : public std::enable_shared_from_this<Lane> {
 
   StreamHandle stream() const { return stream_; }
 
-  // Later launches wait for what `compute` has been given so far: the inputs of the recompute exist by then.
+  // Later launches wait for what `compute` has been given so far.
+  void follow(StreamHandle compute);
+  // The same, for a window: the inputs of the recompute exist by then. `name` goes into its mark.
   void open_window(StreamHandle compute, std::uint32_t name);
   void close_window(std::uint32_t name);
 

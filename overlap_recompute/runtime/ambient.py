@@ -51,14 +51,17 @@ class Ambient:
                 return tuple((k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in self._device_types)
         return None
 
-    def capture(self, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...]) -> Surroundings:
-        """What is in force now for a unit of these modules and parameters."""
-        return Surroundings(
+    def capture(
+        self, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...], last: Surroundings | None
+    ) -> Surroundings:
+        """What is in force now for a unit of these modules and parameters; `last` itself if that has not changed."""
+        now = (
             self.autocast(),
             tuple([module.training for module in modules]),
             tuple([provider.capture() for provider in self._providers]) if self._providers else (),
-            tuple([parameter._version for parameter in parameters]),
+            tuple([parameter._version for parameter in parameters]) if parameters else (),
         )
+        return last if last is not None and not self._providers and last == now else Surroundings(*now)
 
     def enter(self, wanted: Surroundings, modules: tuple[nn.Module, ...]) -> "ExitStack | None":
         """Put it in force; returns what undoes it, None when nothing had to be done."""

@@ -9,7 +9,7 @@ Who refers to whom (strongly, unless marked weak); there is no cycle, so referen
 
 import enum
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -68,7 +68,7 @@ class UnitCall:
     """One call of a dropped unit: what it takes to run it again, and who waits for the result."""
 
     __slots__ = (
-        "state", "unit", "microbatch", "number", "forward", "args", "kwargs", "nested", "sources", "saved", "outputs",
+        "state", "unit", "microbatch", "number", "forward", "args", "kwargs", "nested_sources", "saved_count", "refs",
         "output_count", "references", "phase", "hidden", "untouched", "ambient", "rng", "fence", "__weakref__",
     )  # fmt: skip
 
@@ -78,10 +78,12 @@ class UnitCall:
         self.state, self.unit, self.microbatch, self.number, self.forward = state, unit, microbatch, number, forward
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] | None = None
-        self.nested = False
-        self.sources: list[Slot] = []
-        self.saved: list[weakref.ref[Slot] | None] = []
-        self.outputs: dict[int, weakref.ref[Slot]] | None = None
+        self.nested_sources: list[HandleArgument] | None = None
+        """Arguments inside of containers; None when no argument is a container."""
+        self.saved_count = 0
+        """Tensors that the forward pass saved inside the unit."""
+        self.refs: dict[int, weakref.ref[Slot]] | None = None
+        """Slots by position among the saved tensors; those of outputs by `~index`."""
         self.output_count = 0
         self.references: dict[int, Tensor] | None = None
         self.phase = Phase.FORWARD
@@ -98,12 +100,17 @@ class UnitCall:
 
     def slots(self) -> "Iterator[Slot]":
         """The slots that a node of the autograd graph, or an argument of another call, still refers to."""
-        for ref in self.saved:
-            if ref is not None and (slot := ref()) is not None:
-                yield slot
-        for ref in (self.outputs or {}).values():
-            if (slot := ref()) is not None:
-                yield slot
+        if self.refs:
+            for ref in self.refs.values():
+                if (slot := ref()) is not None:
+                    yield slot
+
+    def add_slot(self, position: int, slot: "Slot") -> "weakref.ref[Slot]":
+        """A new slot, at a position among the saved tensors or at `~index` of an output."""
+        if self.refs is None:
+            self.refs = {}
+        ref = self.refs[position] = weakref.ref(slot)
+        return ref
 
     def is_wanted(self) -> bool:
         """Whether a replay would bring back anything that somebody waits for."""
@@ -115,7 +122,13 @@ class UnitCall:
 
     def pending_source(self) -> "UnitCall | None":
         """A call that must be replayed before this one because this one needs its output."""
-        return next((slot.call for slot in self.sources if slot.tensor is None), None)
+        arguments: Iterable[Any] = self.args
+        if self.kwargs or self.nested_sources:
+            arguments = (*self.args, *(self.kwargs or {}).values(), *(self.nested_sources or ()))
+        for argument in arguments:
+            if type(argument) is HandleArgument and argument.slot.tensor is None:
+                return argument.slot.call
+        return None
 
     def first_use(self) -> None:
         """Backward reads something of this call for the first time."""
@@ -129,7 +142,7 @@ class UnitCall:
 
     def forget_arguments(self) -> None:
         """Let go of what only a replay needs."""
-        self.args, self.kwargs, self.sources = (), None, []
+        self.args, self.kwargs, self.nested_sources = (), None, None
         self.references = self.ambient = self.rng = None
 
     def __del__(self) -> None:
@@ -219,6 +232,11 @@ class HandleArgument:
         self.handle, self.requires_grad = handle, requires_grad
         self.resolved: Tensor | None = None
 
+    @property
+    def slot(self) -> Slot:
+        """The slot behind the handle."""
+        return self.handle if isinstance(self.handle, Slot) else self.handle.slot
+
     def resolve(self, hidden: bool) -> Tensor:
         """The recomputed tensor as a leaf; the same object each time, since modules compare arguments by identity."""
         if self.resolved is None:
@@ -266,10 +284,7 @@ class OutputRef(weakref.ref[torch.UntypedStorage]):
         if group is None:
             group = call.state.drop(self.nbytes, call)
         slot = Slot(call, group, self.geometry)
-        self.slot = weakref.ref(slot)
-        if call.outputs is None:
-            call.outputs = {}
-        call.outputs[self.index] = self.slot
+        self.slot = call.add_slot(~self.index, slot)
         return slot
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from overlap_recompute.runtime.verify import check_replay
 class Replayer:
     """Materializes calls, on demand or early."""
 
-    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_with_grad", "_call", "_position", "_hidden")
+    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_call", "_position", "_hidden")
 
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient, lane: Lane) -> None:
         self.lane = lane
@@ -111,8 +111,8 @@ class Replayer:
         outside = state.microbatch, state.running, state.layer, state.replaying
         state.microbatch, state.running, state.replaying = None, None, call
         surroundings = rng = None
-        args, kwargs = self._arguments(call, hidden)
         try:
+            args, kwargs = self._arguments(call, hidden)
             surroundings = self._ambient.enter(call.ambient, call.unit.modules)
             rng = self._rng.enter(call.rng) if call.rng is not None else None
             self._call, self._position, self._hidden = call, 0, hidden
@@ -131,7 +131,7 @@ class Replayer:
         if tuple([parameter._version for parameter in call.unit.parameters]) != call.ambient.versions:
             raise _modified(call, "a parameter")
         try:
-            if call.nested:
+            if call.nested_sources is not None:
                 return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden))
             args = [a.resolve(hidden) if isinstance(a, Kept | HandleArgument) else a for a in call.args]
             if not call.kwargs:
@@ -147,9 +147,7 @@ class Replayer:
         """Pack hook of replays: the n-th saved tensor belongs to the n-th one of the forward pass."""
         call, position = self._call, self._position
         self._position = position + 1
-        if position >= len(call.saved):
-            return
-        ref = call.saved[position]
+        ref = call.refs.get(position) if call.refs is not None else None
         slot = ref() if ref is not None else None
         if slot is None:
             return
@@ -163,15 +161,14 @@ class Replayer:
         )
 
     def _finish(self, call: UnitCall, output: Any, hidden: bool) -> None:
-        if self._position != len(call.saved):
-            raise _differs(call, "number of saved tensors", len(call.saved), self._position)
-        tensors = tensors_in(output) if call.outputs or call.references else []
-        if call.outputs:
-            if len(tensors) != call.output_count:
-                raise _differs(call, "number of outputs", call.output_count, len(tensors))
-            for index, ref in call.outputs.items():
-                if (slot := ref()) is not None:
-                    _fill_output(call, index, slot, tensors[index], hidden)
+        if self._position != call.saved_count:
+            raise _differs(call, "number of saved tensors", call.saved_count, self._position)
+        tensors = tensors_in(output)
+        if len(tensors) != call.output_count:
+            raise _differs(call, "number of outputs", call.output_count, len(tensors))
+        for position, ref in call.refs.items() if call.refs is not None else ():
+            if position < 0 and (slot := ref()) is not None:
+                _fill_output(call, ~position, slot, tensors[~position], hidden)
         if self._state.verify:
             check_replay(call, tensors)
 
@@ -220,6 +217,3 @@ _REFUSALS: dict[Phase, tuple[str, str]] = {
 def _not_replayable(call: UnitCall) -> ReplayError:
     found, next_step = _REFUSALS[call.phase]
     return ReplayError(found, "a unit that can be replayed", next_step, call.place)
-
-
-Materialize = Callable[[UnitCall, bool], None]

@@ -102,6 +102,14 @@ class DroppedStorage:
             self.prefetched = False
             self.ledger.prefetched_bytes -= self.nbytes
 
+    def take_away(self) -> None:
+        """The replay that had brought it back failed later on."""
+        self.use()
+        if self.present:
+            self.present = False
+            self.ledger.recomputed_bytes -= self.nbytes
+            self.ledger.dropped_bytes += self.nbytes
+
     def __del__(self) -> None:
         self.use()
         if self.present:

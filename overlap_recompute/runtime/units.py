@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from overlap_recompute.runtime.ambient import Surroundings
+
 if TYPE_CHECKING:
     from overlap_recompute.runtime.record import Recorder
 
@@ -15,17 +17,19 @@ if TYPE_CHECKING:
 class Unit:
     """What is known about a unit once and for all; a module's, or a function's (then `module` is None)."""
 
-    __slots__ = ("name", "layer", "dropped", "modules", "parameters", "_buffers", "_running", "_inner_hooks")
+    __slots__ = ("name", "layer", "dropped", "modules", "parameters", "surroundings", "_buffers", "_running", "inner_hooks")
 
     def __init__(self, name: str, layer: int, dropped: bool, module: nn.Module | None) -> None:
         self.name, self.layer, self.dropped = name, layer, dropped
         self.modules: tuple[nn.Module, ...] = tuple(module.modules()) if module is not None else ()
         self.parameters: tuple[nn.Parameter, ...] = tuple(module.parameters()) if module is not None else ()
+        self.surroundings: Surroundings | None = None
+        """What was in force at the last call: the next one shares the object when nothing has changed."""
         self._buffers = tuple(
             (m._buffers, key) for m in self.modules for key, value in m._buffers.items() if value is not None
         )
         self._running = tuple(m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats)
-        self._inner_hooks = tuple(
+        self.inner_hooks = tuple(
             hooks for m in self.modules[1:] for hooks in (m._forward_pre_hooks, m._forward_hooks)
         )
 
@@ -43,7 +47,7 @@ class Unit:
 
     def has_inner_hooks(self) -> bool:
         """Whether a module inside the unit has forward hooks, which a replay would run a second time."""
-        return any(self._inner_hooks)
+        return any(self.inner_hooks)
 
 
 class UnitForward:

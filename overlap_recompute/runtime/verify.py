@@ -28,8 +28,8 @@ def check_replay(call: UnitCall, outputs: Sequence[Tensor]) -> None:
     Raises:
         VerifyError: naming unit, layer, microbatch and the tensor that differs.
     """
-    for position, ref in enumerate(call.saved):
-        slot = ref() if ref is not None else None
+    for position, ref in (call.refs or {}).items():
+        slot = ref()
         if slot is not None and slot.reference is not None and slot.tensor is not None:
             _compare(call, f"tensor {position} that it saves", slot.reference, slot.tensor)
             slot.reference = None

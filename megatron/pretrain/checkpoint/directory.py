@@ -5,7 +5,6 @@ SAVE/iter_0000020/                     a complete checkpoint: the name is given 
 SAVE/latest_checkpointed_iteration.txt "20"
 SAVE/iter_0000030.saving-5f0c91aa/     a save that is under way, or that died; never read
 SAVE/iter_0000020.replaced-5f0c91aa/   the former iteration 20 while a new one takes its place
-SAVE/iter_0000010.removed-5f0c91aa/    a checkpoint that retention is deleting
 ```
 
 NOTE [what a kill can leave behind]
@@ -22,7 +21,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +30,7 @@ from overlap_recompute.plan.errors import CheckpointError
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 
 _COMPLETE = re.compile(r"iter_(\d{7,})")
-_TRANSIENT = re.compile(r"iter_(\d{7,})\.(saving|replaced|removed)-[0-9a-f]{8}")
+_TRANSIENT = re.compile(r"iter_(\d{7,})\.(saving|replaced)-[0-9a-f]{8}")
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +52,15 @@ def sync_folder(path: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a small text file so that a reader sees either the old or the new content, even after a power cut."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+    temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(4))
     try:
-        with os.fdopen(descriptor, "w") as stream:
-            os.fchmod(descriptor, 0o644)
+        with temporary.open("x") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(descriptor)
+            os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -104,7 +101,7 @@ class CheckpointDirectory:
             raise CheckpointError(
                 found=f"{text[:40]!r} in {path}",
                 expected="the number of an iteration",
-                next_step=f"choose a checkpoint with --ckpt-step {_choices(self.iterations())}",
+                next_step=_advise(self.iterations()),
             )
         return int(text)
 
@@ -128,7 +125,7 @@ class CheckpointDirectory:
             raise CheckpointError(
                 found=f"{source}, but no complete checkpoint in {self.folder(wanted)}",
                 expected=f"one of the complete checkpoints of {self.root}: {complete or 'there is none'}",
-                next_step=f"choose --ckpt-step {_choices(complete)}",
+                next_step=_advise(complete),
             )
         if complete[-1] > wanted:
             logger.warning("loading iteration %d of %s; iteration %d is complete too", wanted, self.root, complete[-1])
@@ -156,12 +153,6 @@ class CheckpointDirectory:
         if former:
             shutil.rmtree(former, ignore_errors=True)
 
-    def remove(self, iteration: int) -> None:
-        """Delete a checkpoint. It loses its name first, so that a half-deleted one is never taken for a whole one."""
-        doomed = self._transient(iteration, "removed")
-        self.folder(iteration).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
     def recover(self) -> None:
         """Undo a replacement that was interrupted (see NOTE [what a kill can leave behind], 2)."""
         for path, iteration in self._transients("replaced"):
@@ -170,7 +161,7 @@ class CheckpointDirectory:
                 path.rename(self.folder(iteration))
 
     def _sweep(self) -> None:
-        for kind in ("saving", "replaced", "removed"):
+        for kind in ("saving", "replaced"):
             for path, _ in self._transients(kind):
                 logger.info("removing %s, left over from a save that did not finish", path)
                 shutil.rmtree(path, ignore_errors=True)
@@ -187,5 +178,5 @@ class CheckpointDirectory:
         return [(path, int(match[1])) for path, match in matches if match and match[2] == kind]
 
 
-def _choices(iterations: list[int]) -> str:
-    return f"{iterations[-1]} (the newest)" if iterations else "after saving one"
+def _advise(complete: list[int]) -> str:
+    return f"choose --ckpt-step {complete[-1]} (the newest)" if complete else "choose another folder with --load"

@@ -85,7 +85,9 @@ class Loader:
         share = sorted(record.files)[self.ranks.rank :: self.ranks.world_size]
         self.ranks.together(f"checking {folder}", lambda: check_contents(folder, record, share))
         opened = self.ranks.together(f"opening {folder}", lambda: open_checkpoint(folder, record.files))
-        wanted = contents.collect(state, with_optimizer=with_optimizer, is_loading=True)
+        wanted = self.ranks.together(
+            f"preparing for {folder}", lambda: contents.collect(state, with_optimizer=with_optimizer, is_loading=True)
+        )
         if streams is not None:
             wanted[contents.RANDOM] = contents.shard_random_states(streams, self.ranks)
         shares = self.options.ckpt_fully_parallel_load

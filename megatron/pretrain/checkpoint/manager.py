@@ -1,5 +1,6 @@
 """A run's checkpoints: save, finish what is written in the background, load. Start reading here."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,11 +34,15 @@ class CheckpointManager:
                 parallel layout changes, such as the padded vocabulary. A checkpoint loads only where all of it agrees.
             run_config: every option of the run, written to `run.json` for people.
             seed: --seed, for random states that cannot be restored (see `random_state.seed_afresh`).
+
+        Raises:
+            TypeError: `model_identity` or `run_config` holds something that JSON has no form for.
         """
         self._options = options
         ranks = Ranks.of_job()
-        self._saver = Saver(options, model_identity, run_config, ranks)
-        self._loader = Loader(options=options, identity=model_identity, seed=seed, ranks=ranks)
+        identity, config = (json.loads(json.dumps(values)) for values in (model_identity, run_config))
+        self._saver = Saver(options, identity, config, ranks)
+        self._loader = Loader(options=options, identity=identity, seed=seed, ranks=ranks)
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint of `state` into --save, or start writing it with --async-save.

@@ -46,7 +46,7 @@ class Ranks:
 
         Args:
             step: what is done, for the error message ("writing iteration 20").
-            action: local work; must not call collectives after a point where it can fail.
+            action: local work; a collective inside it must come before anything that can fail on one rank only.
             combine: runs on rank 0 only, and only if every action succeeded. Its value is sent to all ranks.
 
         Raises:
@@ -91,8 +91,8 @@ def attempt(step: str, rank: int, action: Callable[[], T]) -> tuple[UserError | 
     except UserError as error:
         return error, None
     except (Exception, CheckpointException) as error:
-        logger.debug("%s failed on rank %d", step, rank, exc_info=True)
-        return _explain(step, rank, error), None
+        failed_rank, cause = _first_failure(error) or (rank, error)
+        return _explain(step, failed_rank, cause), None
 
 
 def disk_error_behind(error: BaseException) -> BaseException:
@@ -105,16 +105,16 @@ def disk_error_behind(error: BaseException) -> BaseException:
     return error
 
 
-def _explain(step: str, rank: int, error: BaseException) -> UserError:
-    failed_rank, cause = _first_failure(error) or (rank, error)
-    cause = disk_error_behind(cause)
+def _explain(step: str, rank: int, cause: BaseException) -> UserError:
     if isinstance(cause, UserError):
         return cause
-    next_step = "the traceback is in the log of that rank at level DEBUG"
-    if isinstance(cause, OSError):
-        next_step = "free space on the disk, check it and its permissions, or choose another folder"
+    cause = disk_error_behind(cause)
+    next_step = "free space on the disk, check it and its permissions, or choose another folder"
+    if not isinstance(cause, OSError):  # neither the user nor the disk: whoever mends this needs the traceback
+        logger.error("%s failed", step, exc_info=cause)
+        next_step = "see the traceback in the log of that rank"
     return CheckpointError(
-        found=f"{type(cause).__name__} on rank {failed_rank} while {step}: {cause}",
+        found=f"{type(cause).__name__} on rank {rank} while {step}: {cause}",
         expected="every rank to finish this step",
         next_step=f"{next_step}; checkpoints that were complete are untouched",
     )

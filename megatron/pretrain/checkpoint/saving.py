@@ -83,8 +83,11 @@ class Saver:
 
     def _plan(self, state: TrainingState, staging: Path) -> tuple[RunRecord, ShardWriter]:
         options, with_optimizer = self._options, not self._options.no_save_optim
-        streams = None if options.no_save_rng else random_state.capture()
-        state_dict = contents.collect(state, with_optimizer=with_optimizer, is_loading=False)
+        step = f"collecting iteration {state.progress.iteration}"
+        streams = None if options.no_save_rng else self._ranks.together(step, random_state.capture)
+        state_dict = self._ranks.together(
+            step, lambda: contents.collect(state, with_optimizer=with_optimizer, is_loading=False)
+        )
         if streams is not None:
             state_dict[contents.RANDOM] = contents.shard_random_states(streams, self._ranks)
         shares = options.ckpt_fully_parallel_save

@@ -151,10 +151,16 @@ def plan_save(
     Raises:
         CheckpointError: on every rank, if the plan cannot be made on some rank.
     """
-    sharded, common = save_preprocess(state_dict, validate)
-    if share_over is not None:
-        distribution = determine_main_replica_uniform_distribution(sharded, share_over)
-        distribute_main_replicas_with_precomputed_distribution(sharded, share_over, distribution)
+    step = f"planning {folder.name}"
+
+    def prepare() -> tuple[dict[str, Any], dict[str, Any]]:
+        sharded, common = save_preprocess(state_dict, validate)
+        if share_over is not None:
+            distribution = determine_main_replica_uniform_distribution(sharded, share_over)
+            distribute_main_replicas_with_precomputed_distribution(sharded, share_over, distribution)
+        return sharded, common
+
+    sharded, common = ranks.together(step, prepare)
     planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
     index: list[Metadata] = []
 
@@ -166,7 +172,7 @@ def plan_save(
     def plan_globally(plans: list[SavePlan]) -> None:
         index.append(planner.create_global_plan(plans)[1])
 
-    ranks.gather(f"planning {folder.name}", plan_locally, plan_globally)
+    ranks.gather(step, plan_locally, plan_globally)
     plan = dataclasses.replace(planner.plan, storage_data=_StoragePrefix(f"__{ranks.rank}_"))
     metadata = index[0] if index else None
     return ShardWriter(folder, ranks, common, planner, plan, metadata, in_background=in_background)

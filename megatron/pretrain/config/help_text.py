@@ -58,7 +58,7 @@ def describe_default(flag: Flag) -> str:
         return "on" if flag.default else "off"
     if flag.default is None:
         return "not set"
-    return f"{flag.default:g}" if flag.base is float else str(flag.default) or "empty"
+    return str(flag.default).removesuffix(".0") or "empty"
 
 
 def describe_argument(flag: Flag) -> str:
@@ -84,7 +84,10 @@ def _group(options: type) -> str:
 
 
 def _entry(flag: Flag, doc: str) -> str:
+    head = f"  {flag.name} {describe_argument(flag)}".rstrip()
     text = f"{describe_effect(flag, doc)} [{describe_default(flag)}]"
+    if len(head) > WIDTH:
+        head, text = f"  {flag.name} VALUE", f"{text} VALUE is {flag.describe_values()}."
     lead = " " * INDENT
     body = textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False)
-    return f"  {flag.name} {describe_argument(flag)}".rstrip() + f"\n{body}\n"
+    return f"{head}\n{body}\n"

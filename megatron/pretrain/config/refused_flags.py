@@ -13,9 +13,8 @@ REFUSED_VALUES: tuple[RefusedValue, ...] = (
     RefusedValue(
         flag="--tokenizer-type",
         values=(
-            "GPT2BPETokenizer", "Llama2Tokenizer", "GPTSentencePieceTokenizer", "TikTokenizer",
-            "BertWordPieceLowerCase", "BertWordPieceCase", "MultimodalTokenizer", "NullMultimodalTokenizer",
-            "SFTTokenizer",
+            "TikTokenizer", "BertWordPieceLowerCase", "BertWordPieceCase", "MultimodalTokenizer",
+            "NullMultimodalTokenizer", "SFTTokenizer",
         ),
         reason="it is not built here",
         instead="use HuggingFaceTokenizer with a tokenizer.json, or SentencePieceTokenizer with a .model file",

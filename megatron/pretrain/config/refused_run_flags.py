@@ -48,9 +48,9 @@ RUN_REFUSALS: tuple[Refusal, ...] = (
         instead="use --seq-length",
     ),
     Refusal(
-        reason="the tokenizers here are bytes, a Hugging Face tokenizer.json and a SentencePiece model, as they are",
+        reason="tokenizers are used as their files describe them",
         flags=(
-            "--vocab-file", "--merge-file", "--padded-vocab-size", "--no-pad-vocab-size", "--disable-pad-vocab-size",
+            "--padded-vocab-size", "--no-pad-vocab-size", "--disable-pad-vocab-size",
             "--tiktoken-*", "--legacy-tokenizer", "--tokenizer-metadata", "--tokenizer-special-tokens",
             "--tokenizer-sentencepiece-*", "--no-tokenizer-sentencepiece-*", "--disable-tokenizer-sentencepiece-*",
             "--tokenizer-hf-include-special-tokens", "--tokenizer-hf-no-*", "--null-tokenizer-*",

@@ -1,10 +1,11 @@
 """The last lines of a rank, written so that a stuck main thread cannot hold them back, and the end of its process."""
 
+import faulthandler
 import os
+import re
 import sys
+import tempfile
 import threading
-import traceback
-from types import FrameType
 from typing import NoReturn
 
 FLUSH_S = 2.0
@@ -26,11 +27,21 @@ def say(rank: int, text: str) -> None:
 
 
 def whereabouts(thread: threading.Thread) -> str:
-    """Where a thread is now, in code that is not an installed package: "loop.py:70 run"."""
-    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
-    stack = traceback.extract_stack(frame) if frame is not None else []
-    own = [entry for entry in stack if "site-packages" not in entry.filename] or stack
-    return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno} {own[-1].name}" if own else "an unknown place"
+    """Where a thread is now, in code that is not an installed package: "loop.py:70 in run".
+
+    faulthandler writes the stack in one go; walking the frames of a running thread from Python is not safe.
+    """
+    try:
+        with tempfile.TemporaryFile() as stream:
+            faulthandler.dump_traceback(stream, all_threads=True)
+            stream.seek(0)
+            dump = stream.read().decode(errors="replace")
+    except (OSError, ValueError):
+        return "an unknown place"
+    stack = next((part for part in dump.split("\n\n") if f"0x{thread.ident or 0:016x} " in part.split("\n")[0]), "")
+    frames = re.findall(r'File "(.*)", line (\d+) in (.*)', stack)
+    path, line, function = next((frame for frame in frames if "site-packages" not in frame[0]), ("?", "?", "?"))
+    return f"{os.path.basename(path)}:{line} in {function}"
 
 
 def leave(code: int) -> NoReturn:

@@ -222,12 +222,14 @@ class LivenessWatch:
             self._decided.set()
 
     def _stop(self, verdict: Verdict) -> None:
-        own_words = verdict.rank == self.rank and self._handed_over.is_set()
-        if not own_words:
-            self.tell(verdict, f" (this rank was at {whereabouts(self._main)})")
-        if self._handed_over.wait(GRACE_S):
-            time.sleep(LAST_RESORT_S)
-        self._end_process(exit_code_of(verdict))
+        try:
+            own_words = verdict.rank == self.rank and self._handed_over.is_set()
+            if not own_words:
+                self.tell(verdict, f" (this rank was at {whereabouts(self._main)})")
+            if self._handed_over.wait(GRACE_S):
+                time.sleep(LAST_RESORT_S)
+        finally:
+            self._end_process(exit_code_of(verdict))
 
 
 def stop_sentence(rank: int, verdict: Verdict) -> str:

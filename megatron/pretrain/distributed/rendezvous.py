@@ -63,6 +63,8 @@ def _connect(world: World, environ: Mapping[str, str], timeout_s: float) -> Stor
     hosts_store = world.rank == 0 and environ.get(AGENT_STORE_VARIABLE) != "True"
     where = f"{world.master_addr}:{world.master_port}"
     try:
+        if not hosts_store:
+            _await_port(world, timeout_s)
         return TCPStore(
             world.master_addr,
             world.master_port,
@@ -70,7 +72,7 @@ def _connect(world: World, environ: Mapping[str, str], timeout_s: float) -> Stor
             timeout=timedelta(seconds=timeout_s),
             wait_for_workers=False,
         )
-    except (DistError, RuntimeError, ValueError) as error:
+    except (DistError, OSError, RuntimeError, ValueError) as error:
         if hosts_store:
             raise ClusterError(
                 found=f"rank 0 cannot open the rendezvous port on {where} ({_first_line(error)})",
@@ -84,6 +86,20 @@ def _connect(world: World, environ: Mapping[str, str], timeout_s: float) -> Stor
             next_step="look at the output of rank 0, and check MASTER_ADDR, MASTER_PORT and the firewall; "
             "--distributed-timeout-minutes sets how long a rank waits",
         ) from error
+
+
+def _await_port(world: World, timeout_s: float) -> None:
+    """Wait until somebody listens at the store's address; the store's own client prints native stacks meanwhile."""
+    deadline_s, pause_s = time.monotonic() + timeout_s, POLL_S
+    while True:
+        try:
+            socket.create_connection((world.master_addr, world.master_port), timeout=timeout_s).close()
+            return
+        except OSError:
+            if time.monotonic() + pause_s > deadline_s:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def _call_roll(store: Store, world: World, timeout_s: float) -> None:

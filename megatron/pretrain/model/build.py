@@ -8,6 +8,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.pretrain.config import PretrainConfig
+from megatron.pretrain.model.expert_parameters import correct_expert_marks
 from megatron.pretrain.model.initialization import initialize_by_name, untouched_generators
 from megatron.pretrain.model.layer_spec import build_block_spec
 
@@ -72,6 +73,7 @@ def _gpt(config: PretrainConfig, transformer_config: TransformerConfig, vocab_si
     )
     for parameter in chunk.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    correct_expert_marks(chunk, transformer_config)
     return chunk
 
 

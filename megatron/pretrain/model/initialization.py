@@ -7,7 +7,8 @@
 # 2. Rows of the whole tensor are drawn in blocks of ROWS_PER_BLOCK, each from a generator of its own that is keyed by
 #    a 128-bit hash of the name. A rank draws only the blocks that it holds rows of, whole, and keeps its part. Rows
 #    that pad the vocabulary are drawn like any other, so their number changes no other row.
-# 3. Weights are normal with the standard deviation of their role. Vectors (norms, biases) stay as they were built.
+# 3. Weights are normal with the standard deviation of their role, and so is the router's bias. Other vectors (norms,
+#    biases) stay as they were built, with one value everywhere.
 # 4. Copies of a tensor (replicas, tied embeddings of the first and the last stage) have one key, hence one value.
 """
 
@@ -25,6 +26,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 ROWS_PER_BLOCK = 16
 """Rows of a weight that are drawn at once; a change gives other initial weights."""
+
+DRAWN_VECTOR = ".router.bias"
+"""End of the key of the one vector that megatron-core draws (megatron/core/transformer/moe/router.py 0.16.1)."""
 
 OUTPUT_PROJECTIONS = frozenset({"linear_proj", "linear_fc2"})
 """Layers that write to the residual stream; Megatron divides their deviation by sqrt(2 * layers)."""
@@ -47,18 +51,21 @@ def initialize_by_name(
     for chunk in model_chunks:
         drawn = set()
         for entry in chunk.sharded_state_dict().values():
-            if _is_weight(entry):
+            if _is_drawn(entry):
                 for shard in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
                     assert _same_storage(shard.data, entry.data), f"{shard.key} is a copy, not a view, of its weight"
                     _draw_into(shard, _deviation(shard.key, transformer_config), seed)
                 drawn.add(entry.data.data_ptr())
-        missed = [name for name, p in chunk.named_parameters() if p.dim() > 1 and p.data_ptr() not in drawn]
-        assert not missed, f"weights without an entry in sharded_state_dict(): {missed}"
+        left = {name: p for name, p in chunk.named_parameters() if p.data_ptr() not in drawn}
+        unsettled = [name for name, p in left.items() if p.dim() > 1 or (p != p[0]).any()]
+        assert not unsettled, f"parameters that depend on the layout: {unsettled}"
 
 
-def _is_weight(entry: Any) -> bool:
+def _is_drawn(entry: Any) -> bool:
     is_tensor = isinstance(entry, (ShardedTensor, ShardedTensorFactory))
-    return is_tensor and isinstance(entry.data, torch.nn.Parameter) and entry.data.dim() > 1
+    if not is_tensor or not isinstance(entry.data, torch.nn.Parameter):
+        return False
+    return entry.data.dim() > 1 or entry.key.endswith(DRAWN_VECTOR)
 
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:

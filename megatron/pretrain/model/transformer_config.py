@@ -117,10 +117,13 @@ def _precision(config: PretrainConfig) -> dict[str, Any]:
 
 def _fusions(config: PretrainConfig) -> dict[str, Any]:
     model = config.model
-    # The fused GELU is one for "bias + gelu", and megatron-core has none that also weighs an expert's output.
-    fuse_gelu = model.bias_gelu_fusion and not model.disable_bias_linear and config.moe.num_experts is None
+    biased, experts = not model.disable_bias_linear, config.moe.num_experts is not None
+    # megatron-core's fused GELU is one for "bias + gelu" and cannot weigh an expert's output; its fused SwiGLU for
+    # experts takes no bias. It would fail in the first step.
+    fuse_gelu = model.bias_gelu_fusion and biased and not experts and not model.squared_relu
+    fuse_swiglu = model.bias_swiglu_fusion and not (biased and experts)
     return {
-        "bias_activation_fusion": model.bias_swiglu_fusion if model.swiglu else fuse_gelu and not model.squared_relu,
+        "bias_activation_fusion": fuse_swiglu if model.swiglu else fuse_gelu,
         "bias_dropout_fusion": model.bias_dropout_fusion,
         "masked_softmax_fusion": model.masked_softmax_fusion,
         "apply_rope_fusion": model.rope_fusion,

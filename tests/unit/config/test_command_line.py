@@ -56,7 +56,7 @@ def test_every_kind_of_value(parse: Parse) -> None:
         ("--fp8-format hybrid", "--fp8-format, a flag of Megatron-LM that is refused because 8-bit and 4-bit formats"),
         ("--rampup-batch-size 16 16 1000", "the number of microbatches must stay the same"),
         ("--rl-some-future-flag", "reinforcement learning"),
-        ("--tokenizer-type GPT2BPETokenizer", "use HuggingFaceTokenizer with a tokenizer.json"),
+        ("--tokenizer-type TikTokenizer", "use HuggingFaceTokenizer with a tokenizer.json"),
         ("--ckpt-format torch", "refused because only torch_dist"),
         ("--recompute-modules core_attn mla_up_proj", "refused because multi-latent attention"),
     ],

@@ -5,6 +5,13 @@ import os
 from megatron.pretrain.config.checks.common import Check, require
 from megatron.pretrain.config.pretrain_config import PretrainConfig
 
+TOKENIZER_FILES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "NullTokenizer": ((),),
+    "ByteLevelTokenizer": ((),),
+    "GPT2BPETokenizer": (("--vocab-file", "--merge-file"), ("--tokenizer-model",)),
+}
+"""Flags of the files that a kind of tokenizer reads, where it is not --tokenizer-model alone."""
+
 
 def one_source_of_data(config: PretrainConfig) -> None:
     """Files to split, files per split, or made-up tokens."""
@@ -84,36 +91,42 @@ def split_has_three_shares(config: PretrainConfig) -> None:
 
 
 def tokenizer_has_its_source(config: PretrainConfig) -> None:
-    """A file for the kinds that have one, a vocabulary size for bare numbers."""
+    """The files that its kind reads and no others; a vocabulary size for bare numbers."""
     data = config.data
     kind = data.tokenizer_type
+    files = {
+        "--tokenizer-model": data.tokenizer_model,
+        "--vocab-file": data.vocab_file,
+        "--merge-file": data.merge_file,
+    }
+    given = tuple(flag for flag, path in files.items() if path is not None)
     require(
         kind is not None,
         "no --tokenizer-type",
         "the tokenizer that made the data",
         "add --tokenizer-type, such as HuggingFaceTokenizer with --tokenizer-model tokenizer.json",
     )
-    needs_model = kind in ("HuggingFaceTokenizer", "SentencePieceTokenizer")
-    need = {True: "with", False: "without"}
+    legal = TOKENIZER_FILES.get(kind or "", (("--tokenizer-model",),))
+    words = " or ".join(" and ".join(flags) or "no file" for flags in legal)
     require(
-        (data.tokenizer_model is not None) == needs_model,
-        f"--tokenizer-type {kind} {need[not needs_model]} --tokenizer-model",
-        f"{kind} {need[needs_model]} --tokenizer-model",
-        "add the path of its file" if needs_model else "remove --tokenizer-model",
-    )
-    needs_size = kind == "NullTokenizer"
-    require(
-        (data.vocab_size is not None) == needs_size,
-        f"--tokenizer-type {kind} {need[not needs_size]} --vocab-size",
-        f"{kind} {need[needs_size]} --vocab-size",
-        "add --vocab-size" if needs_size else "remove --vocab-size: the tokenizer knows it",
+        given in legal,
+        f"--tokenizer-type {kind} with {' and '.join(given) or 'no file'}",
+        words,
+        f"give {kind} {words}",
     )
     require(
-        data.tokenizer_model is None or os.path.exists(data.tokenizer_model),
-        f"--tokenizer-model {data.tokenizer_model}, which does not exist",
-        "the tokenizer's file",
-        "correct the path",
+        kind != "NullTokenizer" or data.vocab_size is not None,
+        "--tokenizer-type NullTokenizer without --vocab-size",
+        "the number of tokens: bare numbers have no file that says it",
+        "add --vocab-size",
     )
+    for flag, path in files.items():
+        require(
+            path is None or os.path.exists(path),
+            f"{flag} {path}, which does not exist",
+            "the tokenizer's file",
+            "correct the path",
+        )
 
 
 def position_reset_has_an_effect(config: PretrainConfig) -> None:

@@ -48,14 +48,12 @@ def kernels_match_the_layers(config: PretrainConfig) -> None:
 
 def optional_packages_are_there(config: PretrainConfig) -> None:
     """Packages that a flag asks for, found out before the start and not at the first log line."""
+    kind = config.data.tokenizer_type or ""
     packages = {
         "tensorboard": ("--tensorboard-dir", config.logging.tensorboard_dir is not None),
         "wandb": ("--wandb-project", bool(config.logging.wandb_project)),
-        "tokenizers": ("--tokenizer-type HuggingFaceTokenizer", config.data.tokenizer_type == "HuggingFaceTokenizer"),
-        "sentencepiece": (
-            "--tokenizer-type SentencePieceTokenizer",
-            config.data.tokenizer_type == "SentencePieceTokenizer",
-        ),
+        "tokenizers": (f"--tokenizer-type {kind}", kind in ("HuggingFaceTokenizer", "GPT2BPETokenizer")),
+        "sentencepiece": (f"--tokenizer-type {kind}", "SentencePiece" in kind or kind == "Llama2Tokenizer"),
     }
     for package, (flag, is_used) in packages.items():
         require(

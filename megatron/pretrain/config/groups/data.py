@@ -41,17 +41,34 @@ class DataOptions:
     dataloader_type: Literal["single"] = "single"
     """Order of reading: single is one pass through the shuffled samples, by position."""
 
-    tokenizer_type: Literal[
-        "NullTokenizer", "ByteLevelTokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer"
-    ] | None = None  # fmt: skip
-    """Kind of tokenizer: bare token numbers, bytes (own name), a Hugging Face tokenizer.json, a SentencePiece model;
-    NullTokenizer with --mock-data when not given."""
+    tokenizer_type: (
+        Literal[
+            "NullTokenizer",
+            "ByteLevelTokenizer",
+            "HuggingFaceTokenizer",
+            "GPT2BPETokenizer",
+            "SentencePieceTokenizer",
+            "GPTSentencePieceTokenizer",
+            "Llama2Tokenizer",
+        ]
+        | None
+    ) = None
+    """Kind of tokenizer: bare token numbers; bytes (own name); a Hugging Face tokenizer.json; GPT-2's vocabulary and
+    merges; a SentencePiece model with extra tokens, as it is, or as Llama 2 uses it. NullTokenizer with --mock-data
+    when not given."""
 
     tokenizer_model: str | None = None
-    """File (or for Hugging Face its folder) of the tokenizer."""
+    """File of the tokenizer, or for HuggingFaceTokenizer and GPT2BPETokenizer also its folder."""
+
+    vocab_file: str | None = None
+    """File vocab.json of GPT2BPETokenizer."""
+
+    merge_file: str | None = None
+    """File merges.txt of GPT2BPETokenizer."""
 
     vocab_size: PositiveInt | None = None
-    """Tokens of NullTokenizer, before its end-of-document token and before padding."""
+    """Tokens of NullTokenizer, before its end-of-document token and before padding; of another tokenizer, the number
+    that it must have."""
 
     reset_position_ids: bool = False
     """Count positions anew after each end-of-document token; needs learned positions."""

@@ -61,6 +61,8 @@ def tokenizer_choice(config: PretrainConfig) -> TokenizerChoice:
         tokenizer_type=data.tokenizer_type or "NullTokenizer",
         tokenizer_model=data.tokenizer_model,
         vocab_size=data.vocab_size,
+        vocab_file=data.vocab_file,
+        merge_file=data.merge_file,
     )
 
 

@@ -19,7 +19,7 @@ STOCK_FIXES = (
     moe_utils.ROUTER_WITHOUT_TRANSFORMER_ENGINE,
     multi_latent_attention.LATENT_ATTENTION_WITHOUT_TRANSFORMER_ENGINE,
     distrib_optimizer.ADAM_STATE_OF_TORCH,
-    tensor_parallel_mappings.REDUCTION_OVER_ONE_RANK,
+    tensor_parallel_mappings.REDUCTIONS_OVER_ONE_RANK,
 )
 
 CPU_SEAMS = (

@@ -1,0 +1,27 @@
+"""Recompute ahead of need, for any `nn.Module`; torch only (docs/runtime.md)."""
+
+from overlap_recompute.plan.decisions import Decision, Policy, UnitDecision
+from overlap_recompute.runtime.ambient import ContextProvider
+from overlap_recompute.runtime.errors import (
+    InPlaceError,
+    Place,
+    ReplayError,
+    UnfinishedError,
+    UnitError,
+    UnsafeUnitError,
+    VerifyError,
+)
+from overlap_recompute.runtime.journal import Event, Journal, Kind
+from overlap_recompute.runtime.lanes import CudaStreams, InlineLane, Lane, StreamLane
+from overlap_recompute.runtime.ledger import Ledger
+from overlap_recompute.runtime.recompute_queue import Fill, RecomputeQueue, Stop
+from overlap_recompute.runtime.report import LayerBytes, StepReport
+from overlap_recompute.runtime.rng import CpuRng, CudaRng, RngProvider
+from overlap_recompute.runtime.runtime import MicrobatchScope, Runtime
+
+__all__ = [
+    "ContextProvider", "CpuRng", "CudaRng", "CudaStreams", "Decision", "Event", "Fill", "InPlaceError", "InlineLane",
+    "Journal", "Kind", "Lane", "LayerBytes", "Ledger", "MicrobatchScope", "Place", "Policy", "RecomputeQueue",
+    "ReplayError", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane", "UnfinishedError", "UnitDecision",
+    "UnitError", "UnsafeUnitError", "VerifyError",
+]  # fmt: skip

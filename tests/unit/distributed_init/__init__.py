@@ -1,0 +1,1 @@
+"""Tests of the watch, the verdicts and the outermost frame; no process group."""

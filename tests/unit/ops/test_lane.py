@@ -1,0 +1,247 @@
+"""The lane and its fences: order, ownership, threads, failures; with the extension and with the fallback."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from overlap_recompute import ops
+from overlap_recompute.ops import lane as lane_module
+from tests.unit.ops.support import BUILD, needs_extension
+
+CPU = torch.device("cpu")
+IMPLEMENTATIONS = [
+    pytest.param("extension", marks=needs_extension),
+    "fallback",
+]
+WAIT_S = 20
+
+
+class Token:
+    """Something whose death can be seen."""
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "fallback":
+        monkeypatch.setattr(lane_module, "extension", None)
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["inline", "threaded"])
+def lane(request: pytest.FixtureRequest, implementation: str) -> Iterator[ops.Lane]:
+    with ops.Lane(CPU, threaded=request.param) as lane:
+        yield lane
+
+
+def test_launches_run_in_order_and_a_wait_means_done(lane: ops.Lane) -> None:
+    journal: list[str] = []
+    lane.open_window()
+    fences = [lane.launch(lambda name=name: journal.append(name)) for name in ("fc1", "activation", "qkv")]
+    lane.close_window()
+    fences[1].wait(ops.current_stream(CPU))
+    assert journal[:2] == ["fc1", "activation"]
+    fences[2].wait(0)
+    fences[0].wait(0)
+    assert journal == ["fc1", "activation", "qkv"]
+    counts = lane.counts()
+    assert (counts.windows, counts.launched, counts.waited) == (1, 3, 3)
+    assert (counts.abandoned, counts.open_fences, counts.guards_held) == (0, 0, 0)
+
+
+def test_a_fence_owns_what_it_guards_until_it_is_waited_for(lane: ops.Lane) -> None:
+    token = Token()
+    alive = weakref.ref(token)
+    fence = lane.launch(lambda: None, [token])
+    del token
+    fence.host_wait()
+    assert fence.passed()
+    gc.collect()
+    assert alive() is not None  # done, but nobody's stream has waited yet
+    fence.wait(0, keep=True)
+    assert alive() is not None
+    fence.wait(0)
+    assert alive() is None
+
+
+def test_a_fence_is_waited_for_once(lane: ops.Lane) -> None:
+    fence = lane.launch(lambda: None)
+    fence.wait(0)
+    with pytest.raises(RuntimeError, match="already waited for"):
+        fence.wait(0)
+
+
+def test_an_abandoned_fence_is_counted_and_lets_go_once_the_lane_has_passed(lane: ops.Lane) -> None:
+    token = Token()
+    alive = weakref.ref(token)
+    lane.launch(lambda: None, [token])
+    del token
+    lane.launch(lambda: None).host_wait()
+    lane.collect()
+    gc.collect()
+    assert alive() is None
+    assert lane.counts().abandoned == 2
+    assert lane.counts().open_fences == 0
+
+
+def test_a_failure_surfaces_once(implementation: str) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("unit L3.fc1, microbatch 2")
+
+    with ops.Lane(CPU) as lane:
+        with pytest.raises(ZeroDivisionError, match="L3.fc1"):
+            lane.launch(fail)
+        lane.launch(lambda: None).wait(0)
+    with ops.Lane(CPU, threaded=True) as lane:
+        fence = lane.launch(fail)
+        with pytest.raises(ZeroDivisionError, match="L3.fc1"):
+            fence.wait(0)
+        lane.launch(lambda: None).wait(0)
+    lane = ops.Lane(CPU, threaded=True)
+    fence = lane.launch(fail)
+    del fence
+    with pytest.raises(ZeroDivisionError, match="L3.fc1"):
+        lane.close()
+    lane.close()
+
+
+def test_a_closed_lane_refuses_launches(implementation: str) -> None:
+    lane = ops.Lane(CPU)
+    lane.close()
+    with pytest.raises(RuntimeError, match="closed lane"):
+        lane.launch(lambda: None)
+
+
+def test_close_waits_for_what_was_launched(implementation: str) -> None:
+    done = threading.Event()
+    lane = ops.Lane(CPU, threaded=True)
+    fence = lane.launch(lambda: threading.Event().wait(0.05) or done.set())
+    assert not fence.passed()
+    lane.close()
+    assert done.is_set()
+    fence.wait(0)  # still legal
+
+
+def test_a_lane_that_is_dropped_joins_its_thread(implementation: str) -> None:
+    before = threading.active_count()
+    done = threading.Event()
+    lane = ops.Lane(CPU, threaded=True)
+    lane.launch(lambda: threading.Event().wait(0.02) or done.set()).wait(0, keep=True)
+    del lane
+    gc.collect()
+    assert done.is_set()
+    assert threading.active_count() <= before
+
+
+def test_a_lane_on_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="a lane on device meta; expected cpu or cuda"):
+        ops.Lane(torch.device("meta"))
+
+
+@needs_extension
+def test_a_lane_runs_beside_the_calling_thread() -> None:
+    """Two lanes that wait for each other's signal: impossible unless launches return before they are done."""
+    first, second = threading.Event(), threading.Event()
+    with ops.Lane(CPU, threaded=True) as one, ops.Lane(CPU, threaded=True) as other:
+        fences = [
+            one.launch(lambda: first.set() or second.wait(WAIT_S)),
+            other.launch(lambda: first.wait(WAIT_S) and second.set()),
+        ]
+        for fence in fences:
+            fence.wait(0)
+    assert first.is_set()
+    assert second.is_set()
+
+
+@needs_extension
+def test_one_lane_waits_for_another_and_the_guard_lives_until_it_passed() -> None:
+    """Consumer = the other lane's stream: `wait` returns at once, and the guard dies when that stream has passed."""
+    journal: list[str] = []
+    gate = threading.Event()
+    backend = lane_module.make_backend(CPU)
+    producer = lane_module.extension.Lane(backend, own_stream=True, high_priority=False, marks=None)
+    consumer = lane_module.extension.Lane(backend, own_stream=True, high_priority=False, marks=None)
+    token = Token()
+    alive = weakref.ref(token)
+    fence = producer.launch(lambda: gate.wait(WAIT_S) and journal.append("recompute"), (token,), 0, 0)
+    del token
+    fence.wait(consumer.stream)
+    behind = consumer.launch(lambda: journal.append("backward"), (), 0, 0)
+    producer.collect()
+    assert alive() is not None
+    assert journal == []
+    gate.set()
+    behind.wait(0)
+    assert journal == ["recompute", "backward"]
+    assert producer.collect() == 1
+    assert alive() is None
+    for lane in (consumer, producer):
+        lane.close()
+        counts = lane.counts()
+        assert (counts.guards_held, counts.open_fences, counts.events_alive) == (0, 0, 0)
+
+
+@needs_extension
+def test_events_are_pooled_and_freed() -> None:
+    lane = ops.Lane(CPU, threaded=True)
+    for _ in range(50):
+        lane.open_window()
+        lane.launch(lambda: None).wait(0)
+    assert lane.counts().events_alive <= 3
+    assert lane.counts().events_in_use == 0
+    lane.close()
+    assert lane.counts().events_alive == 0
+
+
+@needs_extension
+def test_marks_tell_the_order_of_windows_and_launches() -> None:
+    ring = ops.event_ring()
+    window, unit = ring.intern("tp_forward"), ring.intern("R.fc1")
+    with ops.Lane(CPU, threaded=True, ring=ring) as lane:
+        lane.open_window(window)
+        fence = lane.launch(lambda: threading.Event().wait(0.02), name=unit, value=3)
+        lane.close_window(window)
+        assert len(lane.drain_marks()) <= 1  # the end is not yet known
+        fence.host_wait()
+        first = lane.drain_marks()
+        fence.wait(0)
+        lane.launch(lambda: None, name=unit, value=4).wait(0)
+        marks = [*first, *lane.drain_marks()][-4:]
+        stream = lane.stream
+    begin, end = ring.drain()
+    assert (begin["name"], begin["kind"], end["kind"]) == (window, ops.MarkKind.BEGIN, ops.MarkKind.END)
+    assert [(mark["kind"], mark["value"]) for mark in marks[-2:]] == [(0, 4), (1, 4)]
+    assert all(mark["name"] == unit and mark["stream"] == stream for mark in marks)
+    times = [int(mark["time_ns"]) for mark in marks]
+    assert times == sorted(times)
+    assert begin["time_ns"] <= times[-1]
+
+
+@needs_extension
+def test_a_bad_handle_is_named() -> None:
+    backend = lane_module.make_backend(CPU)
+    with pytest.raises(ValueError, match="CPU event handle 12345; expected one that this backend created"):
+        backend.record(12345, 0)
+    with pytest.raises(ValueError, match="CUDA device 99; expected one below"):
+        lane_module.extension.Backend.cuda(99)
+
+
+@needs_extension
+def test_raw_events_follow_the_rules_of_cuda() -> None:
+    backend = lane_module.make_backend(CPU)
+    event, stream = backend.create_event(), backend.create_stream()
+    assert backend.passed(event)  # never recorded: holds nobody up
+    backend.stream_wait(0, event)
+    backend.record(event, stream)
+    backend.stream_wait(0, event)
+    assert backend.passed(event)
+    backend.destroy_event(event)
+    backend.destroy_stream(stream)
+    assert not backend.memory_is_stream_ordered()
+
+
+def test_build_info_agrees_with_what_the_lane_uses() -> None:
+    assert (lane_module.make_backend(CPU) is not None) == BUILD.extension
