@@ -37,7 +37,7 @@ X86_VARIANTS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
 }
 # The sources whose host code differs with CUDA; all others are compiled alike.
-KNOW_CUDA = ("bindings/kernels.cpp", "device/cpu_backend.cpp", "device/cuda_backend.cpp")
+KNOW_CUDA = ("kernels/run.cpp", "device/cpu_backend.cpp", "device/cuda_backend.cpp")
 CUDA_LIBRARIES = ("-lcudart_static", "-ldl", "-lrt", "-lpthread")  # never -lcuda: it needs a driver to load
 
 
@@ -86,7 +86,7 @@ def host_jobs(compiler: tuple[str, ...], cuda: CudaToolkit | None, record: str, 
             flags = ("-O2" if name == "bindings_trace" else "-O1", f"-I{pybind11_include()}", *python)
         if source in KNOW_CUDA and cuda:
             flags += ("-DORC_WITH_CUDA", f"-I{cuda.home / 'include'}")
-        if name == "bindings_module":
+        if name == "bindings_build_record":
             flags += (f"-DORC_BUILD_RECORD={json.dumps(record)}",)
         if name == "kernels_dispatch" and variants:
             flags += ("-DORC_WITH_X86_VARIANTS",)

@@ -2,10 +2,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
+#include <utility>
 
-#include "kernels/interface.h"
+#include "kernels/run.h"
 
 namespace py = pybind11;
 
@@ -18,52 +18,12 @@ const void* input_at(Address address) { return reinterpret_cast<const void*>(add
 void* output_at(Address address) { return reinterpret_cast<void*>(address); }
 const float* statistics_at(Address address) { return reinterpret_cast<const float*>(address); }
 
-// Where a kernel runs. device < 0: the CPU, on the calling thread, with the named instruction set or the best.
-struct Target {
-  int device;
-  Address stream;
-  int max_blocks;
-  std::string instruction_set;
-};
-
-template <class Arguments>
-using CpuKernel = void (*CpuKernels::*)(const Arguments&);
-
-#if defined(ORC_WITH_CUDA)
-template <class Arguments>
-using CudaKernel = void (*)(const Arguments&, const CudaLaunch&);
-#define ORC_CUDA_KERNEL(name) name
-#else
-template <class Arguments>
-using CudaKernel = std::nullptr_t;
-#define ORC_CUDA_KERNEL(name) nullptr
-#endif
-
-template <class Arguments>
-void run(const Arguments& arguments, const Target& target, CpuKernel<Arguments> cpu, CudaKernel<Arguments> cuda) {
-  if (target.device < 0) {
-    const char* wanted = target.instruction_set.empty() ? nullptr : target.instruction_set.c_str();
-    const CpuKernels* kernels = cpu_kernels(wanted);
-    if (kernels == nullptr) {
-      throw std::invalid_argument("found instruction set '" + target.instruction_set +
-                                  "'; expected one of this build that this processor has");
-    }
-    return (kernels->*cpu)(arguments);
-  }
-#if defined(ORC_WITH_CUDA)
-  cuda(arguments, CudaLaunch{target.device, output_at(target.stream), target.max_blocks});
-#else
-  (void)cuda;
-  throw std::logic_error("found a CUDA tensor; expected a build of the extension with CUDA");
-#endif
-}
-
 void row_statistics(const Target& target, int dtype, Address input, Address mean, Address rstd, std::int64_t rows,
                     std::int64_t columns, float epsilon) {
   const StatisticsArguments arguments{input_at(input), static_cast<float*>(output_at(mean)),
                                       static_cast<float*>(output_at(rstd)), rows, columns, epsilon,
                                       static_cast<DType>(dtype)};
-  run(arguments, target, &CpuKernels::row_statistics, ORC_CUDA_KERNEL(cuda_row_statistics));
+  run(arguments, target);
 }
 
 void normalize(const Target& target, int dtype, int parameter_dtype, Address input, Address weight, Address bias,
@@ -72,21 +32,21 @@ void normalize(const Target& target, int dtype, int parameter_dtype, Address inp
       input_at(input),     input_at(weight),   input_at(bias), statistics_at(mean),
       statistics_at(rstd), output_at(output),  rows,           columns,
       static_cast<DType>(dtype), static_cast<DType>(parameter_dtype)};
-  run(arguments, target, &CpuKernels::normalize, ORC_CUDA_KERNEL(cuda_normalize));
+  run(arguments, target);
 }
 
 void bias_gelu(const Target& target, int dtype, int form, Address input, Address bias, Address output,
                std::int64_t rows, std::int64_t columns) {
   const BiasGeluArguments arguments{input_at(input), input_at(bias), output_at(output), rows,
                                     columns, static_cast<DType>(dtype), static_cast<GeluForm>(form)};
-  run(arguments, target, &CpuKernels::bias_gelu, ORC_CUDA_KERNEL(cuda_bias_gelu));
+  run(arguments, target);
 }
 
 void swiglu(const Target& target, int dtype, Address input, Address bias, Address output, std::int64_t rows,
             std::int64_t columns) {
   const SwigluArguments arguments{input_at(input), input_at(bias), output_at(output), rows, columns,
                                   static_cast<DType>(dtype)};
-  run(arguments, target, &CpuKernels::swiglu, ORC_CUDA_KERNEL(cuda_swiglu));
+  run(arguments, target);
 }
 
 void bias_dropout_add(const Target& target, int dtype, Address input, Address bias, Address residual, Address output,
@@ -95,7 +55,7 @@ void bias_dropout_add(const Target& target, int dtype, Address input, Address bi
   const BiasDropoutAddArguments arguments{input_at(input),   input_at(bias), input_at(residual),
                                           output_at(output), rows,           columns,
                                           static_cast<DType>(dtype), threshold, scale, seed, offset};
-  run(arguments, target, &CpuKernels::bias_dropout_add, ORC_CUDA_KERNEL(cuda_bias_dropout_add));
+  run(arguments, target);
 }
 
 }  // namespace

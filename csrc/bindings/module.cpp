@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 namespace overlap_recompute {
 
+const char* build_record();
 void bind_kernels(py::module_& module);
 void bind_trace(py::module_& module);
 void bind_lane(py::module_& module);
@@ -24,7 +25,7 @@ void raise_pending_signal() {
 PYBIND11_MODULE(_extension, module) {
   using namespace overlap_recompute;
   module.doc() = "Lane, event ring, emulated link and replay kernels; see docs/extension.md.";
-  module.attr("BUILD_RECORD") = ORC_BUILD_RECORD;
+  module.attr("BUILD_RECORD") = build_record();
   module.def("cuda_device_count", &cuda_device_count,
              "CUDA devices that this build can use; 0 without CUDA, a driver or a device.");
   set_interrupt_check(raise_pending_signal);

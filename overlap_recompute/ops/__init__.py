@@ -5,8 +5,8 @@ says what of the compiled extension is there.
 """
 
 from overlap_recompute.ops.emulated_link import EmulatedLink
-from overlap_recompute.ops.marks import MARK, EventRing, MarkKind, event_ring
 from overlap_recompute.ops.lane import Fence, Lane, LaneCounts, current_stream
+from overlap_recompute.ops.marks import MARK, EventRing, MarkKind, event_ring
 from overlap_recompute.ops.native import BuildInfo, build_info
 from overlap_recompute.ops.operands import OperandError
 from overlap_recompute.ops.replay import (

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from overlap_recompute.ops.marks import MARK, EventRing
 from overlap_recompute.ops.fallback_lane import FallbackLane
+from overlap_recompute.ops.marks import MARK, EventRing
 from overlap_recompute.ops.native import extension, has_cuda
 from overlap_recompute.plan.errors import UserError
 

@@ -240,7 +240,9 @@ class HandleArgument:
     def resolve(self, hidden: bool) -> Tensor:
         """The recomputed tensor as a leaf; the same object each time, since modules compare arguments by identity."""
         if self.resolved is None:
-            self.resolved = self.handle.peek(hidden).detach().requires_grad_(self.requires_grad)
+            self.resolved = self.handle.peek(hidden).detach()
+            if self.requires_grad:
+                self.resolved.requires_grad_()
         return self.resolved
 
 

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from overlap_recompute.runtime.ambient import Ambient
-from overlap_recompute.runtime.calls import Handle, HandleArgument, OutputRef, Phase, Slot, UnitCall, forget_output
+from overlap_recompute.runtime.calls import (
+    Handle,
+    HandleArgument,
+    Microbatch,
+    OutputRef,
+    Phase,
+    Slot,
+    UnitCall,
+    forget_output,
+)
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
 from overlap_recompute.runtime.journal import Kind
-from overlap_recompute.runtime.rng import RngKeeper
+from overlap_recompute.runtime.rng import RngKeeper, RngStates
 from overlap_recompute.runtime.state import RuntimeState
-from overlap_recompute.runtime.storages import DroppedStorage, Kept, KeptStorage, storage_of, version_of
+from overlap_recompute.runtime.storages import Kept, KeptStorage, storage_of, version_of
 from overlap_recompute.runtime.trees import CONTAINERS, replace, tensors_in
 from overlap_recompute.runtime.units import Unit
 
@@ -33,26 +42,32 @@ class Recorder:
         """Pack hook of the forward pass: a handle where the tensor can be recomputed, the tensor where it is kept."""
         state = self.state
         call = state.running
-        storage = storage_of(tensor)
-        if storage is None:
-            if call is not None:
-                call.saved_count += 1
+        position = 0
+        if call is not None:
+            position = call.saved_count
+            call.saved_count = position + 1
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
             return Kept(tensor.detach(), tensor._version, None)
         key: int = storage._cdata
         output = state.outputs.get(key)
         if output is not None and output() is storage:
             handle = output.handle(tensor)
             if handle is not None:
-                if call is not None:
-                    call.saved_count += 1
                 return handle
-        if call is None:
-            return self._keep(tensor, storage, key)
-        position = call.saved_count
-        call.saved_count = position + 1
-        if state.is_kept(key) or self._is_static(tensor, storage, key):
-            return self._keep(tensor, storage, key)
-        slot = Slot(call, self._inner_storage(call, storage, key), (tensor.shape, tensor.dtype))
+        if state.is_static(tensor, storage, key):
+            # A saved output that referred to its own node would keep the graph alive for ever; a parameter has none.
+            return Kept(tensor if type(tensor) is nn.Parameter else tensor.detach(), tensor._version, None)
+        if call is None or state.is_kept(key):
+            return Kept(tensor.detach(), tensor._version, state.keep(storage, key))
+        seen = state.seen.get(key)
+        if seen is not None and seen[0]() is storage:
+            dropped = seen[1]
+        else:
+            dropped = state.drop(storage.nbytes(), call)
+            state.seen[key] = (weakref.ref(storage), dropped)
+        slot = Slot(call, dropped, (tensor.shape, tensor.dtype))
         if state.verify:
             slot.reference = tensor.detach().clone()
         call.add_slot(position, slot)
@@ -75,18 +90,19 @@ class Recorder:
             return forward(*args, **kwargs)
         call = UnitCall(state, unit, microbatch, number, forward)
         watched = self._store(call, args, kwargs)
-        buffers = unit.buffer_marks() if unit.has_buffers() else None
+        buffers = unit.buffer_marks() if unit.has_buffers else None
         call.ambient = unit.surroundings = self._ambient.capture(unit.modules, unit.parameters, unit.surroundings)
-        before = self._rng.before()
+        call.rng = self._rng.snapshot()
+        self.settle(microbatch, call.rng)
         outer, state.layer = state.layer, unit.layer
-        state.running, state.seen = call, {}
+        state.running = call
         try:
             output = forward(*args, **kwargs)
-            call.rng = self._rng.drawn(before)
             self._check(call, watched, buffers)
             self._register(call, output)
         finally:
-            state.running, state.layer, state.seen = None, outer, {}
+            state.running, state.layer = None, outer
+            state.seen.clear()
         call.phase = Phase.DROPPED
         microbatch.calls.append(weakref.ref(call))
         if state.journal is not None:
@@ -94,29 +110,21 @@ class Recorder:
             state.journal.add(Kind.DROP, call.place)
         return output
 
-    def _is_static(self, tensor: Tensor, storage: torch.UntypedStorage, key: int) -> bool:
-        # Types are compared because `isinstance(x, nn.Parameter)` runs Python code.
-        return (
-            self.state.is_static(storage, key) or type(tensor) is nn.Parameter or type(tensor._base) is nn.Parameter
-        )
+    def settle(self, microbatch: Microbatch, now: RngStates | None = None) -> None:
+        """Let the last call of a microbatch forget the random states that nothing has changed since.
 
-    def _keep(self, tensor: Tensor, storage: torch.UntypedStorage, key: int) -> Kept:
-        record = None if self._is_static(tensor, storage, key) else self.state.keep(storage, key)
-        # A saved output that referred to its own node would keep the graph alive for ever.
-        kept = tensor if type(tensor) is nn.Parameter else tensor.detach()
-        return Kept(kept, tensor._version, record)
-
-    def _inner_storage(self, call: UnitCall, storage: torch.UntypedStorage, key: int) -> DroppedStorage:
-        seen = self.state.seen.get(key)
-        if seen is not None and seen[0]() is storage:
-            return seen[1]
-        group = self.state.drop(storage.nbytes(), call)
-        self.state.seen[key] = (weakref.ref(storage), group)
-        return group
+        Asked when the next unit begins, which needs the states anyway: one look at the generators a unit, not two.
+        """
+        last = microbatch.calls[-1]() if microbatch.calls else None
+        if last is not None and last.rng is not None:
+            last.rng = self._rng.changed(last.rng, now if now is not None else self._rng.snapshot())
 
     def _store(self, call: UnitCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Watched:
         """Keep what a replay needs as arguments; returns the tensors with their versions."""
         watched: Watched = []
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            call.args = (self._store_tensor(call, args[0], watched),)
+            return watched
         known: Known = {}
         call.args = tuple([self._store_value(call, value, watched, known) for value in args])
         if kwargs:
@@ -152,10 +160,13 @@ class Recorder:
                 return argument
             if type(tensor) is nn.Parameter:
                 return Kept(tensor, version, None)
-            if not self._is_static(tensor, storage, key):
+            if not state.is_static(tensor, storage, key):
                 record = state.keep(storage, key)
         # A leaf, so that the replay saves the same tensors and its graph ends here.
-        return Kept(tensor.detach().requires_grad_(tensor.requires_grad), version, record)
+        leaf = tensor.detach()
+        if tensor.requires_grad:
+            leaf.requires_grad_()
+        return Kept(leaf, version, record)
 
     def _check(self, call: UnitCall, watched: Watched, buffers: tuple[tuple[int, int], ...] | None) -> None:
         unit = call.unit
@@ -185,7 +196,7 @@ class Recorder:
     def _register(self, call: UnitCall, output: Any) -> None:
         """Let the outputs of a dropped call be recognized when somebody saves them."""
         state = self.state
-        tensors = tensors_in(output)
+        tensors = [output] if type(output) is Tensor else tensors_in(output)
         call.output_count = len(tensors)
         if state.verify:
             call.references = {i: t.detach().clone() for i, t in enumerate(tensors)}
@@ -195,7 +206,7 @@ class Recorder:
                 continue
             key: int = storage._cdata
             known = state.outputs.get(key)
-            if (known is not None and known() is storage) or state.is_kept(key) or state.is_static(storage, key):
+            if (known is not None and known() is storage) or state.is_kept(key) or state.is_static(tensor, storage, key):
                 continue
             ref = OutputRef(storage, forget_output)
             ref.key, ref.table, ref.call, ref.index = key, state.outputs, call, index

@@ -25,7 +25,7 @@ from overlap_recompute.runtime.verify import check_replay
 class Replayer:
     """Materializes calls, on demand or early."""
 
-    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_call", "_position", "_hidden")
+    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_grad", "_call", "_position", "_hidden")
 
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient, lane: Lane) -> None:
         self.lane = lane
@@ -33,7 +33,9 @@ class Replayer:
         # Backward of CPU and of CUDA nodes runs on different threads; both may ask for the same call.
         self._lock = threading.RLock()
         self._hooks = saved_tensors_hooks(self._capture, self._refuse_backward)
-        self._call: UnitCall
+        # Entered by one replay at a time, so one object serves all of them.
+        self._grad = torch.enable_grad()
+        self._call: UnitCall | None = None
         self._position = 0
         self._hidden = False
 
@@ -116,12 +118,13 @@ class Replayer:
             surroundings = self._ambient.enter(call.ambient, call.unit.modules)
             rng = self._rng.enter(call.rng) if call.rng is not None else None
             self._call, self._position, self._hidden = call, 0, hidden
-            with torch.enable_grad(), self._hooks:
+            with self._grad, self._hooks:
                 output = call.forward(*args, **kwargs)
             self._finish(call, output, hidden)
         finally:
             if rng is not None:
                 self._rng.leave(rng)
+            self._call = None
             if surroundings is not None:
                 surroundings.close()
             state.microbatch, state.running, state.layer, state.replaying = outside
@@ -146,6 +149,7 @@ class Replayer:
     def _capture(self, tensor: Tensor) -> None:
         """Pack hook of replays: the n-th saved tensor belongs to the n-th one of the forward pass."""
         call, position = self._call, self._position
+        assert call is not None, "the hooks are in force only while a call is replayed"
         self._position = position + 1
         ref = call.refs.get(position) if call.refs is not None else None
         slot = ref() if ref is not None else None
@@ -157,7 +161,10 @@ class Replayer:
 
     def _refuse_backward(self, packed: Any) -> Tensor:
         raise UnsafeUnitError(
-            "backward runs inside the unit", "a unit that only computes forward", "keep this unit (SAVE)", self._call.place
+            "backward runs inside the unit",
+            "a unit that only computes forward",
+            "keep this unit (SAVE)",
+            self._call.place if self._call is not None else None,
         )
 
     def _finish(self, call: UnitCall, output: Any, hidden: bool) -> None:

@@ -25,6 +25,9 @@ class RngProvider(Protocol):
         ...
 
 
+RngStates = list[tuple[RngProvider, Any]]
+
+
 class CpuRng:
     """Torch's default CPU generator, which is shared by the whole process."""
 
@@ -91,26 +94,22 @@ class RngKeeper:
             self._devices.add(index)
             self._providers = (*self._providers, CudaRng(torch.cuda.default_generators[index]))
 
-    def before(self) -> list[Any]:
-        """The states before a unit runs."""
-        return [provider.get() for provider in self._providers]
+    def snapshot(self) -> RngStates:
+        """The states of all sources."""
+        return [(provider, provider.get()) for provider in self._providers]
 
-    def drawn(self, before: list[Any]) -> list[tuple[RngProvider, Any]] | None:
-        """Called after the unit: the sources it drew from, each with the state before; None if it drew nothing."""
-        drawn = [
-            (provider, state)
-            for provider, state in zip(self._providers, before, strict=True)
-            if not provider.same(state, provider.get())
-        ]
-        return drawn or None
+    def changed(self, before: RngStates, now: RngStates) -> RngStates | None:
+        """The part of `before` that differs from `now`; None when nothing was drawn in between."""
+        latest = dict(now)
+        return [(source, state) for source, state in before if not source.same(state, latest[source])] or None
 
-    def enter(self, drawn: list[tuple[RngProvider, Any]]) -> list[tuple[RngProvider, Any]]:
+    def enter(self, drawn: RngStates) -> RngStates:
         """Go back to the states of the forward pass; returns what `leave` restores."""
         present = [(provider, provider.get()) for provider, _ in drawn]
         self.leave(drawn)
         return present
 
-    def leave(self, states: list[tuple[RngProvider, Any]]) -> None:
+    def leave(self, states: RngStates) -> None:
         """Set the states."""
         for provider, state in states:
             provider.set(state)

@@ -176,7 +176,7 @@ class Runtime:
             self._checked = True
         if torch.cuda.is_initialized():
             self._rng.watch(torch.device("cuda", torch.cuda.current_device()))
-        return MicrobatchScope(self._state, self.queue, self._hooks, key)
+        return MicrobatchScope(self._state, self.queue, self._recorder, self._hooks, key)
 
     def materialize(self, key: Hashable, unit: str, layer: int = NO_LAYER, call: int = 0) -> bool:
         """Bring one unit of a microbatch back now; False when nobody waits for it or it is there already."""
@@ -221,10 +221,12 @@ class Runtime:
 class MicrobatchScope:
     """The forward pass of one microbatch."""
 
-    __slots__ = ("_state", "_queue", "_hooks", "_microbatch")
+    __slots__ = ("_state", "_queue", "_recorder", "_hooks", "_microbatch")
 
-    def __init__(self, state: RuntimeState, queue: RecomputeQueue, hooks: saved_tensors_hooks, key: Hashable) -> None:
-        self._state, self._queue, self._hooks = state, queue, hooks
+    def __init__(
+        self, state: RuntimeState, queue: RecomputeQueue, recorder: Recorder, hooks: saved_tensors_hooks, key: Hashable
+    ) -> None:
+        self._state, self._queue, self._recorder, self._hooks = state, queue, recorder, hooks
         self._microbatch = Microbatch(key, torch.is_grad_enabled())
 
     def __enter__(self) -> None:
@@ -247,6 +249,7 @@ class MicrobatchScope:
         self._state.microbatch = None
         # From here on nobody can save an output, so calls live for their handles alone.
         self._state.outputs.clear()
+        self._recorder.settle(self._microbatch)
         if kind is None:
             self._queue.complete(self._microbatch)
         else:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from overlap_recompute.runtime.calls import Microbatch, OutputRef, Slot, UnitCall
 from overlap_recompute.runtime.journal import Journal
@@ -45,10 +45,13 @@ class RuntimeState:
         self.demand: Callable[[Slot], Tensor]
         self.replays = ReplayCounts()
 
-    def is_static(self, storage: torch.UntypedStorage, key: int) -> bool:
-        """Whether this is the storage of a parameter or a buffer of an attached model."""
+    def is_static(self, tensor: Tensor, storage: torch.UntypedStorage, key: int) -> bool:
+        """Whether the tensor lies on the storage of a parameter, or of a buffer of an attached model."""
         ref = self.static.get(key)
-        return ref is not None and ref() is storage
+        if ref is not None and ref() is storage:
+            return True
+        # Types are compared because `isinstance(x, nn.Parameter)` runs Python code.
+        return type(tensor) is nn.Parameter or type(tensor._base) is nn.Parameter
 
     def is_kept(self, key: int) -> bool:
         """Whether the storage at this address stays in memory anyway (a record lives only while its storage does)."""

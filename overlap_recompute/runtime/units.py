@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Unit:
     """What is known about a unit once and for all; a module's, or a function's (then `module` is None)."""
 
-    __slots__ = ("name", "layer", "dropped", "modules", "parameters", "surroundings", "_buffers", "_running", "inner_hooks")
+    __slots__ = ("name", "layer", "dropped", "modules", "parameters", "surroundings", "has_buffers", "_buffers", "_running", "inner_hooks")
 
     def __init__(self, name: str, layer: int, dropped: bool, module: nn.Module | None) -> None:
         self.name, self.layer, self.dropped = name, layer, dropped
@@ -28,6 +28,8 @@ class Unit:
         self._buffers = tuple(
             (m._buffers, key) for m in self.modules for key, value in m._buffers.items() if value is not None
         )
+        self.has_buffers = bool(self._buffers)
+        """Whether there is anything for `buffer_marks` to look at."""
         self._running = tuple(m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats)
         self.inner_hooks = tuple(
             hooks for m in self.modules[1:] for hooks in (m._forward_pre_hooks, m._forward_hooks)
@@ -36,10 +38,6 @@ class Unit:
     def buffer_marks(self) -> tuple[tuple[int, int], ...]:
         """Identity and in-place version of each buffer: they differ after a forward pass that changed one."""
         return tuple([(id(b := buffers[key]), -1 if b is None else b._version) for buffers, key in self._buffers])
-
-    def has_buffers(self) -> bool:
-        """Whether there is anything for `buffer_marks` to look at."""
-        return bool(self._buffers)
 
     def updates_statistics(self) -> bool:
         """Whether a normalization updates its running statistics, which its kernel does without telling anyone."""

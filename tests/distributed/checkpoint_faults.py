@@ -105,6 +105,12 @@ def other_runs(folder: pathlib.Path, tmpfs: str) -> None:
     wider = {**IDENTITY, "hidden_size": 64, "rotary": {"base": 500}}
     refused(lambda: manager(folder, wider).load(state), "hidden_size 32", "hidden_size 64", "rotary.base 500")
     assert digest(state) == before
+    state.scheduler.lr_decay_steps = 160
+    refused(lambda: manager(folder).load(state), "lr_decay_steps 80", "lr_decay_steps 160", "--override-opt")
+    state.scheduler.override_opt_param_scheduler = True
+    assert manager(folder).load(state) == Progress(iteration=2, consumed_train_samples=8)
+    assert state.scheduler.lr_decay_steps == 160
+
     sharded = TP2_SHARDED.but(bf16=False)
     refused(lambda: resumed(sharded, folder), "a plain optimizer", "--use-distributed-optimizer")
     half = TP2_PP2.but(bf16=True)

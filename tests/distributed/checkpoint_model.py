@@ -67,6 +67,7 @@ def build(setup: Setup) -> TrainingState:
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=1e-2, min_lr=1e-4, lr_warmup_steps=8, lr_decay_steps=80,
         lr_decay_style="cosine", start_wd=0.01, end_wd=0.1, wd_incr_steps=80, wd_incr_style="linear",
+        use_checkpoint_opt_param_scheduler=False,
     )  # fmt: skip
     return TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, progress=Progress())
 

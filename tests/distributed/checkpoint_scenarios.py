@@ -4,6 +4,7 @@ Every scenario is a function; its outcome ("" or a traceback) goes to OUT/result
 file system for `full_disk`, or "-".
 """
 
+import gc
 import json
 import pathlib
 import sys
@@ -37,6 +38,7 @@ SCENARIOS: dict[str, Callable[[pathlib.Path, str], None]] = {
 
 
 def main(out: pathlib.Path, tmpfs: str) -> None:
+    gc.freeze()  # the stock distributed optimizer collects garbage in every save and load; what was imported stays
     dist.init_process_group("gloo")
     results = {}
     for name, scenario in SCENARIOS.items():

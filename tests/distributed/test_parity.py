@@ -11,7 +11,8 @@ import pytest
 TRAINING = (
     "--micro-batch-size 2 --global-batch-size 8 --train-iters 20 --lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine "
     "--lr-warmup-iters 2 --weight-decay 0.1 --clip-grad 1.0 --seed 1234 --log-interval 1 --eval-interval 100 "
-    "--eval-iters 0 --attention-dropout 0 --hidden-dropout 0 --seq-length 32 --max-position-embeddings 32"
+    "--eval-iters 0 --attention-dropout 0 --hidden-dropout 0 --seq-length 32 --max-position-embeddings 32 "
+    "--make-vocab-size-divisible-by 256"
 ).split()
 SHAPE = "--num-layers 4 --hidden-size 64 --num-attention-heads 4".split()
 GPT = [*SHAPE, *TRAINING]
@@ -26,7 +27,10 @@ MOE = [
       "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2").split(),
 ]  # fmt: skip
 
-TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
+# Megatron pads the vocabulary to a multiple of this times TP, and padded rows take part in the softmax (logit 0 at the
+# start): the layouts are one model only when they pad alike.
+TP2 = "--tensor-model-parallel-size 2 --make-vocab-size-divisible-by 128"
+PP2 = "--pipeline-model-parallel-size 2"
 GPT_LAYOUTS = {
     "TP2": (2, TP2),
     "TP2+SP": (2, f"{TP2} --sequence-parallel"),

@@ -5,6 +5,7 @@ Keys are Megatron-LM's: `model` (or `model0`, `model1`, ... with virtual pipelin
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from megatron.pretrain.checkpoint.ranks import Ranks
 from megatron.pretrain.checkpoint.record import JSON
 from megatron.pretrain.training.state import TrainingState
+from overlap_recompute.plan.errors import CheckpointError
 
 OPTIMIZER, SCHEDULER, RANDOM = "optimizer", "opt_param_scheduler", "rng_state"
 
@@ -57,6 +60,25 @@ def collect(state: TrainingState, *, with_optimizer: bool, is_loading: bool) -> 
         if not is_loading:
             result[SCHEDULER] = state.scheduler.state_dict()
     return result
+
+
+def check_schedule(saved: Mapping[str, Any], scheduler: OptimizerParamScheduler, folder: Path) -> None:
+    """Check that the run's learning-rate schedule is the saved one, unless a flag says which of them holds.
+
+    Raises:
+        CheckpointError: names the values that differ. (The stock scheduler would stop at the first, with an assertion.)
+    """
+    if scheduler.override_opt_param_scheduler or scheduler.use_checkpoint_opt_param_scheduler:
+        return
+    ours = scheduler.state_dict()
+    names = [name for name in ours if name != "num_steps" and saved.get(name) != ours[name]]
+    if names:
+        raise CheckpointError(
+            found=f"another schedule in {folder}: " + ", ".join(f"{name} {saved.get(name)}" for name in names),
+            expected=", ".join(f"{name} {ours[name]}" for name in names),
+            next_step="go on with this run's schedule (--override-opt-param-scheduler) or with the saved one "
+            "(--use-checkpoint-opt-param-scheduler)",
+        )
 
 
 def put_back(loaded: Mapping[str, Any], state: TrainingState, *, with_optimizer: bool) -> None:

@@ -85,6 +85,9 @@ class Loader:
         share = sorted(record.files)[self.ranks.rank :: self.ranks.world_size]
         self.ranks.together(f"checking {folder}", lambda: check_contents(folder, record, share))
         opened = self.ranks.together(f"opening {folder}", lambda: open_checkpoint(folder, record.files))
+        if with_optimizer:
+            saved = opened.common[contents.SCHEDULER]
+            self.ranks.together(f"checking {folder}", lambda: contents.check_schedule(saved, state.scheduler, folder))
         wanted = self.ranks.together(
             f"preparing for {folder}", lambda: contents.collect(state, with_optimizer=with_optimizer, is_loading=True)
         )

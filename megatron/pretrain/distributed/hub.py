@@ -1,7 +1,7 @@
 """The hub: one thread on rank 0 that every rank is connected to; it hears who is lost and tells everybody.
 
 A star of idle TCP connections costs a rank one thread and one small message every few seconds, and lets the kernel
-report a dead process at once. The hub's own work is about 30 us per rank and message (docs/faults.md).
+report a dead process at once. The hub's own work is about 15 us per beat (docs/faults.md).
 """
 
 import contextlib

@@ -27,7 +27,7 @@ def say(rank: int, text: str) -> None:
 
 
 def whereabouts(thread: threading.Thread) -> str:
-    """Where a thread is now, in code that is not an installed package: "loop.py:70 in run".
+    """Where a thread is now, outside Python's library and installed packages: "loop.py:70 in run".
 
     faulthandler writes the stack in one go; walking the frames of a running thread from Python is not safe.
     """
@@ -40,8 +40,12 @@ def whereabouts(thread: threading.Thread) -> str:
         return "an unknown place"
     stack = next((part for part in dump.split("\n\n") if f"0x{thread.ident or 0:016x} " in part.split("\n")[0]), "")
     frames = re.findall(r'File "(.*)", line (\d+) in (.*)', stack)
-    path, line, function = next((frame for frame in frames if "site-packages" not in frame[0]), ("?", "?", "?"))
+    path, line, function = next((frame for frame in frames if not _is_installed(frame[0])), ("?", "?", "?"))
     return f"{os.path.basename(path)}:{line} in {function}"
+
+
+def _is_installed(path: str) -> bool:
+    return "site-packages" in path or path.startswith(("<", os.path.dirname(os.__file__) + os.sep))
 
 
 def leave(code: int) -> NoReturn:

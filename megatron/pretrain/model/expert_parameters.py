@@ -1,7 +1,7 @@
 """Correct the marks by which megatron-core decides over which ranks an expert's gradients are summed and measured.
 
-Three marks of megatron/core/tensor_parallel/layers.py 0.16.1 are wrong when experts are spread differently from the rest
-of the model (expert-tensor-parallel size other than tensor-parallel size). Training then goes wrong without an error:
+Three marks of megatron/core/tensor_parallel/layers.py 0.16.1 are wrong when experts are spread differently from the
+rest of the model (expert-tensor-parallel size other than tensor-parallel size). Training then goes wrong, silently:
 
 1. `allreduce` stays True when there is no expert parallelism, so that gradients of experts are summed over the
    data-parallel ranks of the dense layers only. Tensor-parallel ranks that hold the same expert drift apart.

@@ -9,7 +9,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import gelu, silu
 
 from megatron.pretrain.config import PretrainConfig
-from megatron.pretrain.config.moe_pattern import moe_layer_pattern
 from megatron.pretrain.model.support import check_support, runs_on_cpu, uses_transformer_engine
 from overlap_recompute.plan.errors import ConfigError
 
@@ -39,13 +38,6 @@ def build_transformer_config(config: PretrainConfig) -> TransformerConfig:
             expected="a consistent set of options",
             next_step="change the options that the message names",
         ) from error
-
-
-def params_dtype(config: PretrainConfig) -> torch.dtype:
-    """Dtype of weights and activations."""
-    if config.precision.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.precision.fp16 else torch.float32
 
 
 def _shape(config: PretrainConfig) -> dict[str, Any]:
@@ -105,7 +97,7 @@ def _parallelism(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _precision(config: PretrainConfig) -> dict[str, Any]:
-    dtype = params_dtype(config)
+    dtype = getattr(torch, config.params_dtype_name)
     return {
         "bf16": config.precision.bf16,
         "fp16": config.precision.fp16,
@@ -117,13 +109,11 @@ def _precision(config: PretrainConfig) -> dict[str, Any]:
 
 def _fusions(config: PretrainConfig) -> dict[str, Any]:
     model = config.model
-    biased, experts = not model.disable_bias_linear, config.moe.num_experts is not None
-    # megatron-core's fused GELU is one for "bias + gelu" and cannot weigh an expert's output; its fused SwiGLU for
-    # experts takes no bias. It would fail in the first step.
-    fuse_gelu = model.bias_gelu_fusion and biased and not experts and not model.squared_relu
-    fuse_swiglu = model.bias_swiglu_fusion and not (biased and experts)
+    # megatron-core's fused GELU cannot weigh an expert's output, and its fused SwiGLU for experts takes no bias: both
+    # would fail in the first step.
+    none_for_experts = config.moe.num_experts is not None and not (model.swiglu and model.disable_bias_linear)
     return {
-        "bias_activation_fusion": fuse_swiglu if model.swiglu else fuse_gelu,
+        "bias_activation_fusion": config.bias_activation_fusion and not none_for_experts,
         "bias_dropout_fusion": model.bias_dropout_fusion,
         "masked_softmax_fusion": model.masked_softmax_fusion,
         "apply_rope_fusion": model.rope_fusion,
@@ -144,13 +134,13 @@ def _experts(config: PretrainConfig) -> dict[str, Any]:
         "moe_pad_expert_input_to_capacity", "moe_token_drop_policy", "moe_shared_expert_intermediate_size",
         "moe_shared_expert_overlap", "moe_grouped_gemm",
     )  # fmt: skip
-    pattern = moe_layer_pattern(moe.moe_layer_freq, config.model.num_layers)
+    pattern = config.moe_layer_pattern
     return {
         **{name: getattr(moe, name) for name in same_name},
         "num_moe_experts": moe.num_experts,
         # The number 1, not a list of ones: layers of one kind are stored as one tensor in checkpoints.
         "moe_layer_freq": 1 if all(pattern) else list(pattern),
-        "moe_ffn_hidden_size": moe.moe_ffn_hidden_size,
+        "moe_ffn_hidden_size": config.moe_ffn_hidden_size,
     }
 
 

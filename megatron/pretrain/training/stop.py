@@ -2,7 +2,7 @@
 
 A signal reaches ranks at different moments, and clocks differ, so these two need agreement: one all-reduce of two
 integers per iteration on a host-side (gloo) group, and only when one of them is switched on. `announce` may start it
-before the optimizer step, so that it runs beside the step; 0.2 ms on four ranks of one host otherwise (docs/faults.md).
+before the optimizer step, so that it runs beside the step (costs: docs/faults.md).
 """
 
 import signal
@@ -48,9 +48,9 @@ class StopReason:
 class StopConditions:
     """Asks after every iteration whether to stop. Enter it (`with`) on the main thread to catch signals.
 
-    Within the `with` a signal only sets a flag; a second one changes nothing. Forked children (data loader workers)
-    inherit the handler and so survive a signal that the batch system sends to every process of the job. Leaving
-    restores the handlers of before.
+    Within the `with` a signal only sets a flag; a second one changes nothing. Forked children inherit the handler and
+    so survive a signal that the batch system sends to every process of the job (torch's data loader workers replace it
+    with their own and need more). Leaving restores the handlers of before.
 
     Args:
         options: --exit-signal-handler, --exit-duration-in-mins, --exit-interval.

@@ -18,6 +18,7 @@ from tests.unit.data.conftest import PairMaker
 from tests.unit.data.support import make_config
 
 BYTE = "--tokenizer-type ByteLevelTokenizer"
+LONG = "--seq-length 512 --max-position-embeddings 512"  # mock data is 70 M tokens: few samples, quickly shuffled
 HUNDRED = [[number] * 19 + [256] for number in range(100)]
 
 
@@ -78,7 +79,9 @@ def test_weighted_blend_per_split(make_pair: PairMaker, tmp_path: pathlib.Path) 
 
 
 def test_mock_data() -> None:
-    splits = build(make_config("--mock-data --tokenizer-type NullTokenizer --vocab-size 30 --eval-iters 0"))
+    splits = build(
+        make_config("--mock-data --tokenizer-type NullTokenizer --vocab-size 30 --eval-iters 0", *LONG.split())
+    )
     assert isinstance(splits.train, MockGPTDataset)
     assert tokens_of(splits.train, 50).max() <= 30
 

@@ -1,6 +1,5 @@
 """The lane and its fences: order, ownership, threads, failures; with the extension and with the fallback."""
 
-import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -59,7 +58,6 @@ def test_a_fence_owns_what_it_guards_until_it_is_waited_for(lane: ops.Lane) -> N
     del token
     fence.host_wait()
     assert fence.passed()
-    gc.collect()
     assert alive() is not None  # done, but nobody's stream has waited yet
     fence.wait(0, keep=True)
     assert alive() is not None
@@ -81,7 +79,6 @@ def test_an_abandoned_fence_is_counted_and_lets_go_once_the_lane_has_passed(lane
     del token
     lane.launch(lambda: None).host_wait()
     lane.collect()
-    gc.collect()
     assert alive() is None
     assert lane.counts().abandoned == 2
     assert lane.counts().open_fences == 0
@@ -131,7 +128,6 @@ def test_a_lane_that_is_dropped_joins_its_thread(implementation: str) -> None:
     lane = ops.Lane(CPU, threaded=True)
     lane.launch(lambda: threading.Event().wait(0.02) or done.set()).wait(0, keep=True)
     del lane
-    gc.collect()
     assert done.is_set()
     assert threading.active_count() <= before
 
