@@ -15,7 +15,7 @@ from overlap_recompute.schedules.pictures import draw_lists, draw_timeline
 from overlap_recompute.schedules.recompute import (
     Phase,
     RecomputeAhead,
-    phase_of,
+    phases_of,
     with_recompute,
     without_recompute,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "message_of",
     "one_f_one_b",
     "passes_only",
-    "phase_of",
+    "phases_of",
     "pipeline_schedule",
     "read_csv",
     "shape_of",

@@ -71,9 +71,7 @@ def draw_lists(grid: Grid, marks: Mapping[tuple[int, int], str] | None = None) -
 
 def _column(grid: Grid, rank: int, rows: int, marks: Mapping[tuple[int, int], str]) -> list[str]:
     cells = [*map(str, grid[rank]), *[""] * (rows - len(grid[rank]))]
-    marked = [
-        f"{text} {marks[rank, index]}".strip() if (rank, index) in marks else text for index, text in enumerate(cells)
-    ]
+    marked = [f"{text} {marks.get((rank, index), '')}".strip() for index, text in enumerate(cells)]
     return [*marked, f"rank {rank}"]
 
 

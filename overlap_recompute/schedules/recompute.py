@@ -1,18 +1,18 @@
 """Puts recompute ahead of need (R) into the waits of a schedule."""
 
 import enum
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from overlap_recompute.plan.actions import WAITS_FOR_RECEIVE, Action, Actions, Grid, Kind, ScheduleError
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.schedules.communication import has_communication
 
 
 class Phase(enum.Enum):
-    """Part of a step in which a rank waits; decided by where its own backward passes are."""
+    """Part of a step in which a rank waits; decided by where its own passes are."""
 
     WARM_UP = "warmup"
-    """Until its first backward pass: the pipeline fills. The wait for the first gradient, the longest one, belongs here."""
+    """Until its first backward pass: the pipeline fills. The wait for the first gradient, the longest, belongs here."""
     STEADY = "steady"
     """Between its first backward and its last forward pass."""
     COOL_DOWN = "cooldown"
@@ -26,8 +26,8 @@ class RecomputeAhead:
     phases: frozenset[Phase] = frozenset(Phase)
     """Phases whose waits are filled."""
     microbatches: int = 1
-    """How many of the backward passes that come next are prepared in one wait, the next one first. More can fill a longer
-    wait, and keeps more recomputed tensors at a time."""
+    """How many of the backward passes that come next are prepared in one wait, the next one first. More can fill a
+    longer wait, and keeps more recomputed tensors at a time."""
 
     def __post_init__(self) -> None:
         if self.microbatches < 1:
@@ -36,29 +36,36 @@ class RecomputeAhead:
             )
 
 
-def phase_of(actions: Actions, position: int) -> Phase:
-    """The phase that index `position` of a rank's list belongs to; all of a list without backward is warm-up."""
+def phases_of(actions: Actions) -> tuple[Phase, ...]:
+    """The phase of each action of a rank's list; a list without backward passes is all warm-up."""
     first_backward = next((i for i, action in enumerate(actions) if action.kind is Kind.B), len(actions))
     last_forward = max((i for i, action in enumerate(actions) if action.kind is Kind.F), default=-1)
-    return _phase(position, first_backward, last_forward)
+    steady = max(0, last_forward - first_backward)
+    return (
+        *[Phase.WARM_UP] * min(first_backward + 1, len(actions)),
+        *[Phase.STEADY] * steady,
+        *[Phase.COOL_DOWN] * (len(actions) - first_backward - 1 - steady),
+    )
 
 
 def with_recompute(grid: Grid, choice: RecomputeAhead | None = None) -> Grid:
     """The same lists with R before each wait for a receive of the chosen phases.
 
-    Such a wait gets an R for the (chunk, microbatch) whose backward pass comes next on the rank, if its forward pass has
-    run: nothing else can be of use sooner. Where there is none - the last stage, whose backward follows its forward at
-    once - the wait stays empty. Waits may repeat an R: it goes on where the last one stopped.
+    Such a wait gets an R for the (chunk, microbatch) whose backward pass comes next on the rank, if its forward pass
+    has run: nothing else can be of use sooner. Where there is none - the last stage, whose backward follows its forward
+    at once - the wait stays empty. Waits may repeat an R: it goes on where the last one stopped.
 
     Args:
         grid: lists with their communication.
         choice: every phase, one microbatch ahead, unless given.
 
     Raises:
-        ScheduleError: the lists have recompute already.
+        ScheduleError: the lists have no communication, or have recompute already.
     """
     if any(action.kind is Kind.R for row in grid for action in row):
         raise ScheduleError("R in lists that are to get their recompute", "none", "call without_recompute() first")
+    if len(grid) > 1 and not has_communication(grid):
+        raise ScheduleError("lists without waits to recompute in", "communication", "call with_communication() first")
     return tuple(_one_rank(row, choice or RecomputeAhead()) for row in grid)
 
 
@@ -67,26 +74,17 @@ def without_recompute(grid: Grid) -> Grid:
     return tuple(tuple(action for action in row if action.kind is not Kind.R) for row in grid)
 
 
-def _phase(position: int, first_backward: int, last_forward: int) -> Phase:
-    if position <= first_backward:
-        return Phase.WARM_UP
-    return Phase.STEADY if position < last_forward else Phase.COOL_DOWN
-
-
 def _one_rank(row: Actions, choice: RecomputeAhead) -> Actions:
-    backward = [i for i, action in enumerate(row) if action.kind is Kind.B]
-    last_forward = max((i for i, action in enumerate(row) if action.kind is Kind.F), default=-1)
+    backward = [action for action in row if action.kind is Kind.B]
     result: list[Action] = []
     forwarded: set[tuple[int, int]] = set()
-    run_backward = 0
-    for position, action in enumerate(row):
-        if action.kind in WAITS_FOR_RECEIVE and backward:
-            chosen = _phase(position, backward[0], last_forward) in choice.phases
-            upcoming = [row[i] for i in backward[run_backward : run_backward + choice.microbatches]]
-            ready = [each.as_kind(Kind.R) for each in upcoming if (each.chunk, each.microbatch) in forwarded]
-            result += ready if chosen else ()
+    done = 0
+    for action, phase in zip(row, phases_of(row), strict=True):
+        if action.kind in WAITS_FOR_RECEIVE and phase in choice.phases:
+            coming = backward[done : done + choice.microbatches]
+            result += [each.as_kind(Kind.R) for each in coming if (each.chunk, each.microbatch) in forwarded]
         result.append(action)
-        run_backward += action.kind is Kind.B
+        done += action.kind is Kind.B
         if action.kind is Kind.F:
             forwarded.add((action.chunk, action.microbatch))
     return tuple(result)

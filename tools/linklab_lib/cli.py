@@ -23,6 +23,10 @@ from linklab_lib.stopping import Interrupted, StopSignals
 READER_GONE_STATUS = 141
 """As a shell counts a program that SIGPIPE ended."""
 
+DESCRIPTION = """
+Run COMMAND as the ranks of several hosts that are joined by rate-limited links. The hosts are network namespaces of
+this machine; root and the tools of iproute2 are needed. See docs/linklab.md.
+"""
 EPILOG = """
 exit status: the worst of the ranks (128 + number where a signal ended it); 124 after --timeout-s; 125 when the
 lab itself fails; 127 when the command does not start; 128 + number when a signal stops the lab before the ranks run.
@@ -63,8 +67,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="linklab",
         usage="linklab --rate RATE[,RATE...] [options] [--measure] [-- COMMAND ...]",
-        description="Run COMMAND as the ranks of several hosts that are joined by rate-limited links. The hosts are "
-        "network namespaces of this machine; root and the tools of iproute2 are needed. See docs/linklab.md.",
+        description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -40,7 +40,8 @@ def whereabouts(thread: threading.Thread) -> str:
         return "an unknown place"
     stack = next((part for part in dump.split("\n\n") if f"0x{thread.ident or 0:016x} " in part.split("\n")[0]), "")
     frames = re.findall(r'File "(.*)", line (\d+) in (.*)', stack)
-    path, line, function = next((frame for frame in frames if not _is_installed(frame[0])), ("?", "?", "?"))
+    own = [frame for frame in frames if not _is_installed(frame[0])] or frames or [("?", "?", "?")]
+    path, line, function = own[0]
     return f"{os.path.basename(path)}:{line} in {function}"
 
 

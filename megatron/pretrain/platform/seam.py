@@ -54,8 +54,8 @@ def _check(module_name: str, module: ModuleType, expected: Expected) -> None:
     wanted = f"{expected.name}({', '.join(expected.parameters)})"
     try:
         parameters = tuple(inspect.signature(attrgetter(expected.name)(module)).parameters)
-    except AttributeError:
-        found = f"no {expected.name} in {module_name}"
+    except (AttributeError, TypeError):
+        found = f"no function {expected.name} in {module_name}"
     else:
         if parameters == expected.parameters:
             return

@@ -87,12 +87,11 @@ def test_expert_marks(tensor: int, expert: int, expert_tensor: int, own_ranks: b
     config.tensor_model_parallel_size, config.expert_model_parallel_size = tensor, expert
     config.expert_tensor_parallel_size = expert_tensor
     correct_expert_marks(model.module, config)
-    for name, parameter in model.module.named_parameters():
-        is_expert = ".mlp.experts." in name
-        assert (
-            parameter.allreduce is not (is_expert and own_ranks) if hasattr(parameter, "allreduce") else not is_expert
-        )
-        if is_expert:
-            assert parameter.sequence_parallel is False
-        if is_expert and expert_tensor == 1:
-            assert parameter.tensor_model_parallel
+    experts = {name: p for name, p in model.module.named_parameters() if ".mlp.experts." in name}
+    assert len(experts) == 2 * 4 * 4  # layers, experts, two weights and two biases
+    for name, parameter in experts.items():
+        assert parameter.allreduce is not own_ranks, name
+        assert parameter.sequence_parallel is False, name
+        assert parameter.tensor_model_parallel or expert_tensor > 1, name
+    dense = [p for name, p in model.module.named_parameters() if name not in experts]
+    assert all(getattr(parameter, "allreduce", True) for parameter in dense)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from megatron.pretrain.platform.seam import Expected, Seam
-from overlap_recompute.plan.errors import CheckpointError
 
 
 def _is_torch_adam(optimizer: Any) -> bool:
+    """Whether it wraps torch's Adam; the only other choice is megatron-core's own for offloading to the host."""
     return isinstance(optimizer.optimizer, (torch.optim.Adam, torch.optim.AdamW))
 
 
@@ -41,12 +41,6 @@ def _state_dict_before_first_step(stock: Any) -> Any:
     def state_dict(self: Any) -> Any:
         if _is_torch_adam(self):
             _give_fresh_parameters_their_state(self.optimizer)
-        elif isinstance(self.optimizer, torch.optim.SGD):
-            raise CheckpointError(
-                found="--optimizer sgd with --use-distributed-optimizer",
-                expected="an optimizer whose state megatron-core can write from shards (adam)",
-                next_step="use --optimizer adam, leave out --use-distributed-optimizer, or save with --no-save-optim",
-            )
         return stock(self)
 
     return state_dict

@@ -6,13 +6,13 @@ from megatron.pretrain.platform.seam import Expected, Seam
 
 
 def _correct_the_flag(module: ModuleType) -> None:
-    # The import that should have failed succeeds with placeholders: TELinear is None and HAVE_TE is True.
-    module.HAVE_TE = module.HAVE_TE and module.TELinear is not None  # type: ignore[attr-defined]
+    # The import that should have failed succeeds with placeholders: TELinear is no class and HAVE_TE is True.
+    module.HAVE_TE = module.HAVE_TE and isinstance(module.TELinear, type)  # type: ignore[attr-defined]
 
 
 LATENT_ATTENTION_WITHOUT_TRANSFORMER_ENGINE = Seam(
     module="megatron.core.transformer.multi_latent_attention",
-    purpose="HAVE_TE is True without Transformer Engine and isinstance(layer, None) raises TypeError",
+    purpose="HAVE_TE is True without Transformer Engine and isinstance(layer, <no class>) raises TypeError",
     expects=(
         Expected(
             name="MultiLatentAttention.__init__",

@@ -1,0 +1,46 @@
+"""The table of subcommands: name, one line for the overview, and the module to load when it is called."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A subcommand as the overview shows it."""
+
+    name: str
+    """The word after `overlap-recompute`."""
+    summary: str
+    """What it does, in one line."""
+    module: str
+    """Module whose `COMMAND` it is; loaded when the subcommand is called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A subcommand that is loaded."""
+
+    description: str
+    """What `--help` says first."""
+    epilog: str
+    """What it says last: examples."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares the flags."""
+    run: Callable[[argparse.Namespace, TextIO], int]
+    """Does the work: flags, where to write; returns the exit status. Raises `UserError` for what the user can mend."""
+
+
+COMMANDS: tuple[Entry, ...] = (
+    Entry(
+        name="schedule",
+        summary="print, check and save the pipeline schedule of a layout",
+        module="overlap_recompute.cli.schedule",
+    ),
+    Entry(
+        name="doctor",
+        summary="say what is installed here, what is missing, and what it would be needed for",
+        module="overlap_recompute.cli.doctor",
+    ),
+)

@@ -1,0 +1,309 @@
+"""tools/linklab with real namespaces: rates, ranks, exit statuses, and that nothing is ever left behind."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LINKLAB = [sys.executable, str(ROOT / "tools/linklab")]
+NAMESPACES = pathlib.Path("/var/run/netns")
+RATE_TOLERANCE = 0.15
+
+
+def why_not() -> str | None:
+    """Why no lab can be brought up here; None when one can."""
+    missing = [
+        tool for tool in ("ip", "tc") if shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None
+    ]
+    if os.geteuid() != 0 or missing:
+        return f"needs root, ip and tc; user id {os.geteuid()}, missing: {', '.join(missing) or 'nothing'}"
+    probe = subprocess.run([*LINKLAB, "--rate", "1mbit", "--", "true"], capture_output=True, text=True, timeout=60)
+    return None if probe.returncode == 0 else probe.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def can_shape() -> None:
+    """Skip where the kernel or the rights are missing."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start labs; those that still run at the end of the test are killed."""
+    labs = []
+
+    def run(*arguments: str, **options: object) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        labs.append(subprocess.Popen([*LINKLAB, *arguments], **{**pipes, **options}))
+        return labs[-1]
+
+    yield run
+    for lab in labs:
+        if lab.poll() is None:
+            lab.terminate()
+        lab.communicate(timeout=30)
+
+
+def namespaces(lab: subprocess.Popen[str]) -> list[str]:
+    """What a lab has made and not removed."""
+    return [name for name in os.listdir(NAMESPACES) if name.startswith(f"linklab-{lab.pid}-")]
+
+
+def interfaces() -> list[str]:
+    """Interfaces of the machine itself that look like a lab's."""
+    listing = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, timeout=10, check=True).stdout
+    return re.findall(r"^\d+: (lab0|port\d+|switch)\b", listing, re.MULTILINE)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; a dead one that nobody has waited for does not."""
+    status = pathlib.Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 5) -> bool:
+    """Poll until the condition holds; whether it did in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    return condition()
+
+
+def python(code: str) -> Sequence[str]:
+    """The command of a rank that runs this code; -S -E: it starts in 10 ms."""
+    return ("--", sys.executable, "-S", "-E", "-c", code)
+
+
+SLEEPING_CHILDREN = (
+    "import os, signal, subprocess, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    "print('up', os.getpid(), child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+
+
+def processes_of_ranks(lab: subprocess.Popen[str], ranks: int = 2) -> list[int]:
+    """Wait until all ranks of SLEEPING_CHILDREN are up; the process ids of them and of their children."""
+    assert lab.stdout is not None
+    lines = [lab.stdout.readline() for _ in range(ranks)]
+    return [int(word) for line in lines for word in line.split("up")[1].split()]
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_links_have_their_rates_in_both_directions(start: Callable[..., subprocess.Popen[str]]) -> None:
+    lab = start("--hosts", "3", "--rate", "200mbit,200mbit,60mbit", "--measure", "--measure-s", "0.4", "--json")
+    output, errors = lab.communicate(timeout=60)
+    assert lab.returncode == 0, errors
+    document = json.loads(output)
+    assert [pair["set_mbit_per_s"] for pair in document["measured"]] == [200, 60]
+    for pair in document["measured"]:
+        for rate in (pair["there_mbit_per_s"], pair["back_mbit_per_s"], *pair["both_ways_mbit_per_s"]):
+            assert rate == pytest.approx(pair["set_mbit_per_s"], rel=RATE_TOLERANCE), pair
+        assert 0 < pair["round_trip_us"] < 10_000
+    assert not namespaces(lab)
+    assert not interfaces()
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_ranks_know_their_place_and_the_worst_status_comes_back(start: Callable[..., subprocess.Popen[str]]) -> None:
+    code = (
+        "import json, os, sys, subprocess\n"
+        "names = 'RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT GLOO_SOCKET_IFNAME OMP_NUM_THREADS'.split()\n"
+        "address = subprocess.run(['ip', '-o', '-4', 'addr', 'show', 'lab0'], capture_output=True, text=True).stdout\n"
+        "print(json.dumps({**{n: os.environ[n] for n in names}, 'address': address.split()[3]}))\n"
+        "sys.stderr.write('no newline at the end')\n"
+        "sys.exit({2: 7, 1: 3}.get(int(os.environ['RANK']), 0))\n"
+    )
+    lab = start("--hosts", "2", "--ranks-per-host", "2", "--rate", "1gbit", *python(code))
+    output, errors = lab.communicate(timeout=60)
+    assert lab.returncode == 7, errors
+    seen = dict(re.findall(r"^\[rank (\d)\] (.*)$", output, re.MULTILINE))
+    assert sorted(re.findall(r"^\[rank (\d)\] no newline at the end$", errors, re.MULTILINE)) == list("0123")
+    for rank in range(4):
+        assert json.loads(seen[str(rank)]) == {
+            "RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2), "MASTER_ADDR": "10.77.0.1",
+            "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lab0", "OMP_NUM_THREADS": "1",
+            "address": f"10.77.0.{rank // 2 + 1}/16",
+        }  # fmt: skip
+    assert not namespaces(lab)
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_pinning_gives_each_rank_a_core_or_says_why_not(start: Callable[..., subprocess.Popen[str]]) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    ask = python("import os; print(sorted(os.sched_getaffinity(0)))")
+    pinned = start("--rate", "1gbit", "--pin", "--json", *ask)
+    output, errors = pinned.communicate(timeout=60)
+    document = json.loads(output)
+    if len(available) < 2:
+        assert "--pin does nothing: 2 ranks, 1 cores" in errors
+        return
+    for rank, core in enumerate(available[:2]):
+        assert f"[rank {rank}] [{core}]" in errors
+        assert document["run"]["ranks"][rank]["core"] == core
+    assert document["run"]["exit_status"] == 0
+    assert 0 < document["run"]["wall_s"] < 60
+
+
+@pytest.mark.usefixtures("can_shape")
+@pytest.mark.parametrize(
+    ("arguments", "stop", "status"),
+    [
+        (["--grace-s", "0.2", "--timeout-s", "1.2"], None, 124),
+        (["--grace-s", "0.2"], signal.SIGTERM, 137),
+        (["--grace-s", "30"], signal.SIGINT, 137),
+    ],
+    ids=["timeout", "SIGTERM", "SIGINT twice"],
+)
+def test_nothing_is_left_when_the_lab_ends_the_ranks(
+    arguments: list[str], stop: signal.Signals | None, status: int, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """The ranks ignore SIGTERM (and the second SIGINT means now), and their children have left the rank's session."""
+    code = SLEEPING_CHILDREN.replace("SIGTERM, ", "SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, ")
+    lab = start("--rate", "1gbit", *arguments, *python(code))
+    processes = processes_of_ranks(lab)
+    assert len(namespaces(lab)) == 3
+    assert all(is_running(pid) for pid in processes)
+    if stop is not None:
+        lab.send_signal(stop)
+    if stop == signal.SIGINT:
+        time.sleep(0.1)
+        lab.send_signal(stop)
+    _, errors = lab.communicate(timeout=20)
+    assert lab.returncode == status, errors
+    assert not namespaces(lab)
+    assert not any(is_running(pid) for pid in processes)
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_a_failed_rank_ends_the_others_after_the_grace(start: Callable[..., subprocess.Popen[str]]) -> None:
+    code = f"import os\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 11)\n{SLEEPING_CHILDREN}"
+    lab = start("--rate", "1gbit", "--grace-s", "0.2", "--json", *python(code))
+    output, errors = lab.communicate(timeout=20)
+    ends = json.loads(output)["run"]["ranks"]
+    assert lab.returncode == 128 + 11, errors
+    assert [(end["exit_status"], end["stopped_by_lab"]) for end in ends] == [(137, True), (139, False)]
+    assert not namespaces(lab)
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_the_next_start_removes_what_a_killed_lab_left_and_nothing_else(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    alive, killed = (start("--rate", "1gbit", *python(SLEEPING_CHILDREN)) for _ in range(2))
+    kept, orphans = processes_of_ranks(alive), processes_of_ranks(killed)
+    strange = f"linklab-{os.getpid()}-test"
+    subprocess.run(["ip", "netns", "add", strange], check=True, timeout=10)
+    try:
+        killed.kill()
+        killed.wait(timeout=10)
+        ranks, children = orphans[0::2], orphans[1::2]
+        assert wait_for(lambda: not any(is_running(pid) for pid in ranks)), "ranks outlive a killed lab"
+        assert all(is_running(pid) for pid in children)
+        assert len(namespaces(killed)) == 3
+        following = start("--rate", "1gbit", *python("pass"))
+        _, errors = following.communicate(timeout=30)
+        assert following.returncode == 0
+        assert errors.count("left behind by a lab that was killed") == 3
+        assert not namespaces(killed)
+        assert wait_for(lambda: not any(is_running(pid) for pid in children))
+        assert (NAMESPACES / strange).exists()
+        assert len(namespaces(alive)) == 3
+        assert all(is_running(pid) for pid in kept)
+    finally:
+        subprocess.run(["ip", "netns", "delete", strange], check=True, timeout=10)
+    assert not interfaces()
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_a_lab_that_cannot_be_built_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: pathlib.Path
+) -> None:
+    broken = tmp_path / "tc"
+    broken.write_text("#!/bin/sh\necho 'Error: Specified qdisc kind is unknown.' >&2\nexit 2\n")
+    broken.chmod(0o755)
+    lab = start(
+        "--rate", "1gbit", "--measure", env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    )  # fmt: skip
+    _, errors = lab.communicate(timeout=30)
+    assert lab.returncode == 125
+    assert "failed (Error: Specified qdisc kind is unknown.)" in errors
+    assert "--emulate-link-gbps 1 --emulate-link-latency-us" in errors
+    assert not namespaces(lab)
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_a_reader_that_goes_away_ends_the_lab(start: Callable[..., subprocess.Popen[str]]) -> None:
+    lab = start("--rate", "1gbit", *python("while True: print('more and more')"))
+    assert lab.stdout is not None
+    assert lab.stdout.readline() == "[rank 0] more and more\n"
+    lab.stdout.close()
+    lab.wait(timeout=20)
+    assert lab.returncode == 141
+    assert not namespaces(lab)
+
+
+@pytest.mark.usefixtures("can_shape")
+def test_gloo_meets_over_the_links(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """The sum of 1.25 MB takes 100 ms over 100 Mbit/s; over loopback it takes 2."""
+    code = (
+        "import time, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "payload, times = torch.ones(312_500), []\n"
+        "for _ in range(3):\n"
+        "    dist.barrier(); start = time.monotonic(); dist.all_reduce(payload); times.append(time.monotonic() - start)\n"
+        "assert payload[0] == 8\n"
+        "print('median', sorted(times)[1])\n"
+        "dist.destroy_process_group()\n"
+    )
+    lab = start("--rate", "100mbit", "--pin", "--timeout-s", "60", "--", sys.executable, "-c", code)
+    output, errors = lab.communicate(timeout=90)
+    assert lab.returncode == 0, errors
+    seconds = [float(value) for value in re.findall(r"median ([\d.]+)", output)]
+    assert len(seconds) == 2
+    assert all(0.085 < value < 0.3 for value in seconds), seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--rate", "fast", "--measure"], 2, "found --rate 'fast'; expected a number with kbit, mbit or gbit"),
+        (["--rate", "11gbit", "--measure"], 2, "from 64kbit to 10gbit"),
+        (["--rate", "1mbit;reboot", "--measure"], 2, "found --rate '1mbit;reboot'"),
+        (["--rate", "1mbit,2mbit,3mbit", "--measure"], 2, "found 3 rates for 2 hosts"),
+        (["--rate", "1mbit", "--hosts", "1", "--measure"], 2, "1 is not between 2 and 64"),
+        (["--rate", "1mbit"], 2, "nothing to do"),
+        (["--rate", "1mbit", "--", "no-such-program"], 127, "found no program 'no-such-program'"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], status: int, message: str) -> None:
+    result = subprocess.run([*LINKLAB, *arguments], capture_output=True, text=True, timeout=30)
+    assert result.returncode == status
+    assert message in result.stderr
+
+
+def test_without_root_it_says_so_and_points_to_the_emulation() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("tested by becoming another user, which needs root")
+    # A user who cannot read this checkout must not be refused for that reason: change the user after the imports.
+    code = (
+        f"import os, sys; sys.path[:0] = [{str(ROOT / 'tools')!r}, {str(ROOT)!r}]\n"
+        "from linklab_lib.cli import main\n"
+        "os.setgid(65534); os.setuid(65534); sys.exit(main(['--rate', '400mbit', '--measure']))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 125
+    assert "found no root (the user id is 65534)" in result.stderr
+    assert "pretrain_gpt.py --emulate-link-gbps 0.4 --emulate-link-latency-us 50" in result.stderr
