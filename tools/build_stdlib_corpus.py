@@ -15,8 +15,8 @@ import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron.pretrain.data.files import write_if_changed
 from overlap_recompute.plan.errors import DataError, UserError
+from overlap_recompute.plan.files import write_if_changed
 
 MACHINE_FILES = "_sysconfigdata"
 """Beginning of the names of modules that record how this very Python was built."""

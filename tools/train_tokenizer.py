@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tokenizers
 
-from megatron.pretrain.data.files import write_if_changed
 from megatron.pretrain.data.preprocess.documents import read_documents
 from megatron.pretrain.data.preprocess.sources import DEFAULT_INCLUDE, cut_into_shards, find_sources
 from overlap_recompute.plan.errors import DataError, UserError
+from overlap_recompute.plan.files import write_if_changed
 
 END_OF_DOCUMENT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257

@@ -123,9 +123,7 @@ def _recompute(options: argparse.Namespace) -> RecomputeAhead | None:
 
 def _costs(options: argparse.Namespace, recompute: bool) -> Costs:
     forward = whole_number("--forward-slots", options.forward_slots, 1)
-    again = (
-        forward if options.recompute_slots is None else whole_number("--recompute-slots", options.recompute_slots, 0)
-    )
+    again = whole_number("--recompute-slots", options.recompute_slots or str(forward), 0)
     return Costs(
         forward_slots=forward,
         backward_slots=whole_number("--backward-slots", options.backward_slots, 1),

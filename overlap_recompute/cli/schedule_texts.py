@@ -39,8 +39,8 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     },
     "--group-size": {
         "metavar": "N",
-        "help": "with interleaving: microbatches that a chunk runs before the next chunk does, from --pp to --microbatches; "
-        "a last, smaller group needs at least --pp microbatches (the value of --pp)",
+        "help": "with interleaving: microbatches that a chunk runs before the next chunk does, from --pp to "
+        "--microbatches; a last, smaller group needs at least --pp microbatches (the value of --pp)",
     },
     "--forward-only": {"action": "store_true", "help": "the schedule of an evaluation"},
     "--recompute": {

@@ -1,17 +1,21 @@
-"""Write a text file in one step: a reader sees the old one or the new one, never half of it."""
+"""Files that appear whole or not at all: a reader sees the old content or the new, never half of it."""
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_text_file(path: Path, text: str) -> None:
-    """Write `text` beside `path` and put it in its place; keeps the permission bits of the file it replaces.
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a new file beside `path` and put it in its place; keeps the permission bits of the one it replaces.
+
+    The content is on the disk before the name is; add `sync_folder` where the name must be, too.
 
     Args:
         path: the file to create or to replace; its folder must exist.
-        text: written as UTF-8, line ends as they are.
+        write: called once with the open file.
 
     Raises:
         OSError: it could not be written; what was at `path` is as before.
@@ -19,7 +23,7 @@ def write_text_file(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text.encode())
+            write(stream)
             stream.flush()
             os.fchmod(stream.fileno(), _mode_for(path))
             os.fsync(stream.fileno())
@@ -28,6 +32,42 @@ def write_text_file(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path`; see `replace_file`."""
+    replace_file(path, lambda stream: stream.write(content))
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """Put `text` at `path` as UTF-8, line ends as they are; see `replace_file`."""
+    write_bytes(path, text.encode())
+
+
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """As `write_bytes`, but leave a file alone that already holds `content`, so that its time stamp stays.
+
+    Returns:
+        Whether the file was written.
+    """
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    write_bytes(path, content)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` (creations, renames) are on the disk."""
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _mode_for(path: Path) -> int:

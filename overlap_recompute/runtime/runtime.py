@@ -19,8 +19,8 @@ from overlap_recompute.runtime.errors import UnfinishedError
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.lanes import InlineLane, Lane
 from overlap_recompute.runtime.ledger import Ledger
-from overlap_recompute.runtime.record import Recorder
 from overlap_recompute.runtime.recompute_queue import RecomputeQueue
+from overlap_recompute.runtime.record import Recorder
 from overlap_recompute.runtime.replay import Replayer
 from overlap_recompute.runtime.report import StepReport, report_step
 from overlap_recompute.runtime.rng import RngKeeper, RngProvider

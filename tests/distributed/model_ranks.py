@@ -4,10 +4,12 @@ Every rank first builds the whole model alone, runs one global batch and keeps w
 In each layout it then builds its part and compares its shards with the same parts of the whole.
 """
 
-import dataclasses
+import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from megatron.pretrain.platform import install_platform
@@ -42,36 +44,56 @@ CASES = (
     (MOE, ("--expert-model-parallel-size 2", TP2, f"{TP2} --expert-model-parallel-size 2")),
 )
 VOCAB, MICROBATCHES = 128, 4
-Named = dict[str, tuple[torch.Tensor, tuple[slice, ...], tuple[int, ...]]]  # name -> values, place, whole shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What this rank holds of one tensor."""
+
+    name: str
+    """Key of the whole tensor, with the layer and the expert where the key leaves them open."""
+
+    place: tuple[tuple[int, int], ...]
+    """First and last-plus-one index in the whole tensor, per axis."""
+
+    shape: tuple[int, ...]
+    """Shape of the whole tensor."""
+
+    values: torch.Tensor
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(*bounds) for bounds in self.place)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     for model_flags, layouts in CASES:
-        whole_weights, whole_gradients, whole_norm = run(model_flags)
+        weights, gradients, whole_norm = run(model_flags)
+        whole_weights, whole_gradients = assemble(weights), assemble(gradients)
         for layout in layouts:
             weights, gradients, norm = run(f"{model_flags} {layout}")
-            assert_covered(weights, whole_weights)
-            for name, (values, place, _) in weights.items():
-                assert torch.equal(values, whole_weights[name][0][place]), f"{layout}: weight {name}"
-            for name, (values, place, _) in gradients.items():
-                expected = whole_gradients[name][0][place]
-                error = (values - expected).norm() / max(expected.norm(), 1e-3 * whole_norm)
-                assert error < 2e-5, f"{layout}: gradient of {name} is off by {error:.1e}"
+            assert_all_is_held(weights, whole_weights)
+            for part in weights:
+                assert torch.equal(part.values, whole_weights[part.name][part.slices]), f"{layout}: weight {part.name}"
+            for part in gradients:
+                expected = whole_gradients[part.name][part.slices]
+                error = (part.values - expected).norm() / max(expected.norm(), 1e-3 * whole_norm)
+                assert error < 2e-5, f"{layout}: gradient of {part.name} is off by {error:.1e}"
             assert abs(norm - whole_norm) < 2e-5 * whole_norm, f"{layout}: gradient norm {norm}, not {whole_norm}"
             print("same:", layout)
     torch.distributed.destroy_process_group()
 
 
-def run(flags: str) -> tuple[Named, Named, float]:
+def run(flags: str) -> tuple[list[Part], list[Part], float]:
     """Build, run one global batch; this rank's weights before and gradients after it, and the gradient norm."""
-    config = parse_command_line(flags.split(), {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+    config = parse_command_line(flags.split(), os.environ)
     transformer_config = build_transformer_config(config)
     with model_parallel(config, transformer_config):
         model = build_model(config, transformer_config, VOCAB, DEVICE)
         optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=1e-3, min_lr=0.0), model)
-        weights = named(model, lambda parameter: parameter.detach().clone())
+        weights = parts_of(model, lambda parameter: parameter.detach().clone())
         iterators = [microbatches() for _ in model]
         get_forward_backward_func()(
             forward_step_func=forward_step,
@@ -82,9 +104,49 @@ def run(flags: str) -> tuple[Named, Named, float]:
             micro_batch_size=config.training.micro_batch_size,
             forward_only=False,
         )
-        gradients = named(model, lambda parameter: parameter.main_grad.clone())
+        gradients = parts_of(model, lambda parameter: parameter.main_grad.clone())
         _, norm, _ = optimizer.step()
         return weights, gradients, float(norm)
+
+
+def parts_of(model: list[torch.nn.Module], value_of: Callable[[torch.nn.Parameter], torch.Tensor]) -> list[Part]:
+    found = []
+    for chunk in model:
+        for entry in chunk.module.sharded_state_dict().values():
+            if isinstance(getattr(entry, "data", None), torch.nn.Parameter):
+                entry.data = value_of(entry.data)
+                shards = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
+                found.extend(part_of(shard) for shard in shards)
+    return found
+
+
+def part_of(shard: ShardedTensor) -> Part:
+    lead = shard.prepend_axis_num
+    starts = shard.global_offset[lead:]
+    return Part(
+        name=".".join([shard.key, *map(str, shard.global_offset[:lead])]),
+        place=tuple((start, start + length) for start, length in zip(starts, shard.local_shape, strict=True)),
+        shape=tuple(shard.global_shape[lead:]),
+        values=shard.data,
+    )
+
+
+def assemble(parts: list[Part]) -> dict[str, torch.Tensor]:
+    whole: dict[str, torch.Tensor] = {}
+    for part in parts:
+        whole.setdefault(part.name, torch.full(part.shape, float("nan")))[part.slices] = part.values
+    assert not any(tensor.isnan().any() for tensor in whole.values())
+    return whole
+
+
+def assert_all_is_held(parts: list[Part], whole: dict[str, torch.Tensor]) -> None:
+    """The ranks together hold every element of every tensor."""
+    places: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(places, {(part.name, part.place) for part in parts})
+    held = dict.fromkeys(whole, 0)
+    for name, place in set().union(*places):
+        held[name] += math.prod(end - start for start, end in place)
+    assert held == {name: tensor.numel() for name, tensor in whole.items()}
 
 
 @contextmanager
@@ -121,39 +183,6 @@ def forward_step(iterator: Iterator[dict[str, torch.Tensor]], model: torch.nn.Mo
 
 def mean_of_the_sequence(tokens: int, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
     return losses.sum() / tokens, {}
-
-
-def named(model: list[torch.nn.Module], value_of) -> Named:
-    """Values of this rank's shards, by the name of the whole tensor and its layer and expert."""
-    found: Named = {}
-    for chunk in model:
-        for entry in chunk.module.sharded_state_dict().values():
-            if not isinstance(getattr(entry, "data", None), torch.nn.Parameter):
-                continue
-            if isinstance(entry, ShardedTensorFactory):
-                shards = dataclasses.replace(entry, data=value_of(entry.data)).build()
-            else:
-                shards = [dataclasses.replace(entry, data=value_of(entry.data), dtype=entry.data.dtype)]
-            for part, shard in enumerate(shards):
-                add(found, shard, part)
-    return found
-
-
-def add(found: Named, shard: ShardedTensor, part: int) -> None:
-    lead = shard.prepend_axis_num
-    name = ".".join([shard.key, *map(str, shard.global_offset[:lead])])
-    starts = shard.global_offset[lead:]
-    place = tuple(slice(start, start + length) for start, length in zip(starts, shard.local_shape, strict=True))
-    shape = shard.global_shape[lead:]
-    if name in found and found[name][0].shape == shape:  # the other half of a gated layer, in the whole model
-        found[name][0][place] = shard.data
-        return
-    if all(start == 0 for start in starts) and tuple(shard.local_shape) != shape and part == 0 and is_whole(shard):
-        whole = torch.full(shape, float("nan"))
-        whole[place] = shard.data
-        found[name] = (whole, tuple(slice(0, length) for length in shape), shape)
-        return
-    found[f"{name}" if name not in found else f"{name}#{part}"] = (shard.data, place, shape)
 
 
 if __name__ == "__main__":

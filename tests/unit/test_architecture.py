@@ -20,6 +20,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "overlap_recompute.simulator": ("overlap_recompute.plan", "overlap_recompute.schedules"),
     "overlap_recompute.planner": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.simulator"),
     "overlap_recompute.runtime": ("overlap_recompute.plan", "overlap_recompute.ops"),
+    "overlap_recompute.cli": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.simulator", "overlap_recompute.planner", "overlap_recompute.ops"),
     "megatron.overlap": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.ops", "overlap_recompute.runtime"),
     "megatron.pretrain.config": ("overlap_recompute.plan",),
     "megatron.pretrain.platform": ("overlap_recompute.plan", "megatron.pretrain.config"),

@@ -14,11 +14,21 @@ from linklab_lib.network import Network, inside
 
 ROUND_TRIPS = 30
 CHUNK_BYTES = 1 << 18
-SETTLE_S, SETTLE_BURSTS = 0.2, 2
-"""What passes before the clock starts: TCP's slow start, and the bursts that both ends of a link let through."""
+SETTLE_S = {1: 0.3, 2: 0.8}
+"""By number of ways, what passes before the clock starts: TCP's slow start takes ten round trips, and these are long
+when acknowledgements wait behind the other way's data."""
+
+SETTLE_BURSTS = 2
+"""Nor does the clock start before the bursts that both ends of a link let through have passed."""
+
+SEND_BUFFER_S = 0.1
+MIN_SEND_BUFFER_BYTES = 1 << 16
+"""A sender has this much on its way: enough to bridge a pause of this process, and not so much that with both ways at
+once the acknowledgements wait for seconds behind the other way's data."""
 
 POLL_MS = 50
 CONNECT_TIMEOUT_S = 10.0
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python has no name for it
 ABORT_AT_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER: what a slow link still queues is dropped, not sent."""
 
@@ -79,7 +89,8 @@ def measure(
         for ways in ((0,), (1,), (0, 1)):
             with _connected(lab, network, host) as (near, far):
                 directions = ((near, far), (far, near))
-                flows = [_Flow(*directions[way], settle_bytes=settle_bytes) for way in ways]
+                settle_s = SETTLE_S[len(ways)]
+                flows = [_Flow(*directions[way], settle_bytes=settle_bytes, settle_s=settle_s) for way in ways]
                 rates.append(_throughput_mbit_per_s(flows, duration_s, check))
         yield PairFigures(
             from_host=0,
@@ -110,7 +121,11 @@ def _connected(lab: Lab, network: Network, host: int) -> Iterator[tuple[socket.s
                 "a TCP connection over the lab's links",
                 "look for a firewall on bridges (net.bridge.bridge-nf-call-iptables), then report it",
             ) from error
+        rate_bits_per_s = min(lab.links[0].rate_bits_per_s, lab.links[host].rate_bits_per_s)
+        send_buffer_bytes = max(MIN_SEND_BUFFER_BYTES, round(rate_bits_per_s / 8 * SEND_BUFFER_S))
         for end in (near, far):
+            # Not SO_SNDBUF: that stops at net.core.wmem_max, which is less than a fast link needs.
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, send_buffer_bytes)
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_AT_CLOSE)
@@ -133,11 +148,11 @@ def _round_trip_us(near: socket.socket, far: socket.socket, check: Callable[[], 
 class _Flow:
     """Bytes from one socket to another, as fast as they go."""
 
-    def __init__(self, sender: socket.socket, receiver: socket.socket, *, settle_bytes: int) -> None:
-        self.sender, self.receiver, self._settle_bytes = sender, receiver, settle_bytes
+    def __init__(self, sender: socket.socket, receiver: socket.socket, *, settle_bytes: int, settle_s: float) -> None:
+        self.sender, self.receiver = sender, receiver
+        self._settle_bytes, self._settled_s = settle_bytes, time.monotonic() + settle_s
         self._chunk = memoryview(bytes(CHUNK_BYTES))
         self._buffer = bytearray(CHUNK_BYTES)
-        self._begin_s = time.monotonic()
         self._total_bytes = self._counted_bytes = 0
         self._first_s = self._last_s = 0.0
 
@@ -157,7 +172,7 @@ class _Flow:
         if self._first_s:
             self._counted_bytes += count
             self._last_s = now_s
-        elif self._total_bytes >= self._settle_bytes and now_s - self._begin_s >= SETTLE_S:
+        elif self._total_bytes >= self._settle_bytes and now_s >= self._settled_s:
             self._first_s = self._last_s = now_s
 
     def measured_s(self) -> float:

@@ -17,7 +17,6 @@ NOTE [what a kill can leave behind]
 """
 
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from megatron.pretrain.checkpoint.record import RECORD_NAME
 from overlap_recompute.plan.errors import CheckpointError
+from overlap_recompute.plan.files import sync_folder, write_text_file
 
 TRACKER_NAME = "latest_checkpointed_iteration.txt"
 
@@ -35,38 +35,10 @@ _TRANSIENT = re.compile(r"iter_(\d{7,})\.(saving|replaced)-[0-9a-f]{8}")
 logger = logging.getLogger(__name__)
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file's content is on disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until a folder's entries (creations, renames) are on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def replace_text(path: Path, text: str) -> None:
     """Replace a small text file so that a reader sees either the old or the new content, even after a power cut."""
-    temporary = path.with_name(_temporary_prefix(path) + secrets.token_hex(4))
-    try:
-        with temporary.open("x") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text_file(path, text)
     sync_folder(path.parent)
-
-
-def _temporary_prefix(path: Path) -> str:
-    return f".{path.name}.tmp-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +137,7 @@ class CheckpointDirectory:
             for path, _ in self._transients(kind):
                 logger.info("removing %s, left over from a save that did not finish", path)
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self.root.glob(f"{_temporary_prefix(self.root / TRACKER_NAME)}*"):
+        for path in self.root.glob(f".{TRACKER_NAME}.*.tmp"):
             path.unlink(missing_ok=True)
 
     def _transient(self, iteration: int, kind: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron.pretrain.checkpoint.loading import Loader
 from megatron.pretrain.checkpoint.ranks import Ranks
 from megatron.pretrain.checkpoint.record import JSON
-from megatron.pretrain.checkpoint.saving import Saver
+from megatron.pretrain.checkpoint.saving import OnSaved, Saver
 from megatron.pretrain.config.groups.checkpoint import CheckpointOptions
 from megatron.pretrain.training.state import Progress, TrainingState
 
@@ -25,6 +25,7 @@ class CheckpointManager:
         model_identity: Mapping[str, JSON],
         run_config: Mapping[str, JSON],
         seed: int,
+        on_saved: OnSaved = lambda iteration, folder: None,
     ) -> None:
         """Remember the options; touches no file. The default process group must exist.
 
@@ -34,6 +35,7 @@ class CheckpointManager:
                 parallel layout changes, such as the padded vocabulary. A checkpoint loads only where all of it agrees.
             run_config: every option of the run, written to `run.json` for people.
             seed: --seed, for random states that cannot be restored (see `random_state.seed_afresh`).
+            on_saved: called on every rank once a checkpoint is complete, also one that was written in the background.
 
         Raises:
             TypeError: `model_identity` or `run_config` holds something that JSON has no form for.
@@ -41,7 +43,7 @@ class CheckpointManager:
         self._options = options
         ranks = Ranks.of_job()
         identity, config = (json.loads(json.dumps(values)) for values in (model_identity, run_config))
-        self._saver = Saver(options, identity, config, ranks)
+        self._saver = Saver(options, identity, config, ranks, on_saved)
         self._loader = Loader(options=options, identity=identity, seed=seed, ranks=ranks)
 
     def save(self, state: TrainingState) -> None:

@@ -25,6 +25,8 @@ from megatron.pretrain.training.state import TrainingState
 from overlap_recompute.plan.errors import UserError
 
 logger = logging.getLogger(__name__)
+OnSaved = Callable[[int, Path], None]
+"""Called on every rank with the iteration and the folder of a checkpoint that is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,10 @@ class Saver:
         identity: Mapping[str, JSON],
         config: Mapping[str, JSON],
         ranks: Ranks,
+        on_saved: OnSaved,
     ) -> None:
         self._options = options
+        self._on_saved = on_saved
         self._identity = identity
         self._config = config
         self._ranks = ranks
@@ -141,6 +145,7 @@ class Saver:
             )
 
         self._ranks.gather(f"saving iteration {save.record.iteration}", collect, publish)
+        self._on_saved(save.record.iteration, save.directory.folder(save.record.iteration))
 
     def _discard(self, staging: Path) -> None:
         if self._ranks.is_first:

@@ -30,11 +30,11 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron.pretrain.checkpoint.directory import sync_file
 from megatron.pretrain.checkpoint.ranks import Ranks
 from megatron.pretrain.checkpoint.record import checksum
 from megatron.pretrain.checkpoint.restricted_pickle import METADATA_NAME
 from overlap_recompute.plan.errors import CheckpointError
+from overlap_recompute.plan.files import sync_file
 
 Written: TypeAlias = tuple[list[WriteResult], dict[str, int]]
 """What a rank has written: what is where, and the CRC-32 of each of its files."""

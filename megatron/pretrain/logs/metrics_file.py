@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron.pretrain.logs.files import replace_file
 from megatron.pretrain.logs.records import Record, RunFacts
 from megatron.pretrain.logs.wire import SCHEMA, LineError, encode, parse
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.files import replace_file
 
 METRICS_FILE_NAME = "metrics.jsonl"
 """Name of the metrics file in a run's folder."""

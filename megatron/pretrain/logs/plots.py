@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.pretrain.logs.files import replace_file
 from megatron.pretrain.logs.metrics_reader import RunMetrics
 from megatron.pretrain.logs.optional import load
 from overlap_recompute.plan.errors import ConfigError, DataError
+from overlap_recompute.plan.files import replace_file
 
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the output file that are known."""

@@ -9,7 +9,7 @@ import torch
 
 from megatron.pretrain.checkpoint.manager import CheckpointManager
 from megatron.pretrain.config import PretrainConfig
-from megatron.pretrain.logs.records import EventRecord
+from megatron.pretrain.logs.records import EXIT, EventRecord
 from megatron.pretrain.logs.run_log import RunLog
 from megatron.pretrain.training.evaluate import Evaluation, evaluate
 from megatron.pretrain.training.interval import Interval
@@ -53,7 +53,7 @@ class Trainer:
         self._run_log, self._reporter, self._checkpoints, self._stop = run_log, reporter, checkpoints, stop
         self._make_valid_iterators, self._make_test_iterators = valid_iterators, test_iterators
         self._valid_iterators: Iterators | None = None
-        self._step = TrainStep(config)
+        self._step = TrainStep(config, before_update=stop.announce)
         self._interval = Interval()
         self._saved_iteration = self._validated_iteration = state.progress.iteration
 
@@ -69,7 +69,9 @@ class Trainer:
             self.iterate()
             reason = self._stop.check(self.state.progress.iteration)
         if reason is not None:
-            self.event("exit", reason.message)
+            self._run_log.record(
+                EventRecord(iteration=self.state.progress.iteration, event=EXIT, message=reason.message)
+            )
         if self.config.checkpoint.save and self._saved_iteration != self.state.progress.iteration:
             self._save()
         self._checkpoints.finalize(blocking=True)
@@ -104,10 +106,6 @@ class Trainer:
             self._validate()
         if self._make_test_iterators is not None:
             self._evaluate("test", self._make_test_iterators())
-
-    def event(self, kind: str, message: str) -> None:
-        """Tell the log that something happened."""
-        self._run_log.record(EventRecord(iteration=self.state.progress.iteration, event=kind, message=message))
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and every > 0 and self.state.progress.iteration % every == 0

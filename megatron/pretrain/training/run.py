@@ -17,6 +17,7 @@ from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size
 from megatron.pretrain.distributed.cluster import Cluster
 from megatron.pretrain.distributed.initialize import initialize_distributed
 from megatron.pretrain.logs.model_shape import ModelShape, parameter_count, shape_of
+from megatron.pretrain.logs.records import CHECKPOINT_SAVED, RESUMED, EventRecord
 from megatron.pretrain.logs.run_log import RunLog, facts_of, open_run_log
 from megatron.pretrain.logs.throughput import flops_per_iteration
 from megatron.pretrain.model import build_model, build_transformer_config
@@ -58,7 +59,11 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         state, shape = build_state(config, vocab_size, device)
         identity = {**config.identity(), "vocab_size": tokenizer.vocab_size}
         checkpoints = CheckpointManager(
-            config.checkpoint, model_identity=identity, run_config=config.to_dict(), seed=config.training.seed
+            config.checkpoint,
+            model_identity=identity,
+            run_config=config.to_dict(),
+            seed=config.training.seed,
+            on_saved=lambda iteration, folder: run_log.record(_saved(iteration, folder)),
         )
         stack.push(lambda kind, *_: checkpoints.close(abort=kind is not None))
         loaded = checkpoints.load(state)
@@ -70,7 +75,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
         trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, device)
         if loaded is not None:
-            trainer.event("resumed", f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}")
+            message = f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}"
+            run_log.record(EventRecord(iteration=loaded.iteration, event=RESUMED, message=message))
         yield trainer
 
 
@@ -122,6 +128,15 @@ def build_state(config: PretrainConfig, vocab_size: int, device: torch.device) -
     return state, shape
 
 
+def _saved(iteration: int, folder: Path) -> EventRecord:
+    return EventRecord(
+        iteration=iteration,
+        event=CHECKPOINT_SAVED,
+        message=f"saved a checkpoint of iteration {iteration} to {folder}",
+        details={"path": str(folder)},
+    )
+
+
 def _open_log(
     config: PretrainConfig, progress: Progress, shape: ModelShape, device: torch.device, argv: Sequence[str]
 ) -> RunLog:
@@ -133,7 +148,8 @@ def _open_log(
         parameters=parameter_count(shape),
         flops_per_iteration=flops_per_iteration(shape, config.global_batch_size),
     )
-    folder = config.checkpoint.save
+    # A run that only evaluates must not move the figures of the run that trained.
+    folder = None if config.training.skip_train else config.checkpoint.save
     return open_run_log(
         config.logging,
         config.world,

@@ -33,11 +33,12 @@ class StepResult:
     """False when a gradient was not finite (loss scaling) and the update was skipped."""
 
 
-def masked_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def masked_loss(loss_mask: torch.Tensor | None, losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean loss of one microbatch over its unmasked tokens.
 
     Args:
-        loss_mask: [micro_batch, sequence] (this context-parallel rank's part), 1 where a token counts.
+        loss_mask: [micro_batch, sequence] (this context-parallel rank's part), 1 where a token counts; None on ranks
+            that read no data, where the schedules never ask for the loss.
         losses: [micro_batch, sequence], the model's output.
 
     Returns:
@@ -45,6 +46,7 @@ def masked_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Te
         parallelism each rank returns its part of the sum over the count of all ranks: the schedule multiplies by
         the number of ranks and the gradient reduction averages, so that the gradient is that of the whole sequence.
     """
+    assert loss_mask is not None, "the last stage reads data"
     mask = loss_mask.reshape(-1).float()
     sums = torch.stack([torch.sum(losses.reshape(-1).float() * mask), mask.sum()])
     count = sums[1].detach().clone()
@@ -75,8 +77,13 @@ def mean_loss(figures: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None
 class TrainStep:
     """Runs steps over a state. Construction resolves everything that stays the same from step to step."""
 
-    def __init__(self, config: PretrainConfig, forward_backward: ForwardBackward | None = None) -> None:
-        self._forward_backward = forward_backward or get_forward_backward_func()
+    def __init__(self, config: PretrainConfig, before_update: Callable[[], None] = lambda: None) -> None:
+        """Args:
+        config: the options of the run.
+        before_update: called between the backward pass and the update: traffic started here runs beside the update.
+        """
+        self._forward_backward: ForwardBackward = get_forward_backward_func()
+        self._before_update = before_update
         self._batch_size = config.global_batch_size
         self._shape = {
             "num_microbatches": config.num_microbatches,
@@ -96,6 +103,7 @@ class TrainStep:
             forward_only=False,
             **self._shape,
         )
+        self._before_update()
         updated, grad_norm, zeros_in_grad = state.optimizer.step()
         if updated:
             state.scheduler.step(increment=self._batch_size)

@@ -97,7 +97,7 @@ def test_dead_saves_are_swept_and_complete_ones_kept(
     make_checkpoint(directory.root / "iter_0000020.saving-01234567")
     make_checkpoint(directory.root / "iter_0000010.replaced-01234567", 10)
     make_checkpoint(directory.root / "iter_0000030.replaced-01234567", 30)
-    (directory.root / f".{TRACKER_NAME}.tmp-01234567").touch()
+    (directory.root / f".{TRACKER_NAME}.01234567.tmp").touch()
     (directory.root / "iter_0000040.saving-mine").mkdir()
     (directory.root / "notes").mkdir()
     staging = directory.stage(50)
@@ -128,7 +128,7 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: pathlib.Path, monkeypatc
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(directory_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace_text(path, "new")
     assert path.read_text() == "old"
@@ -144,6 +144,6 @@ def test_everything_is_on_disk_before_it_is_named(
     rename, sync, replace = pathlib.Path.rename, directory_module.sync_folder, os.replace
     monkeypatch.setattr(pathlib.Path, "rename", lambda *a: (events.append("rename"), rename(*a))[1])
     monkeypatch.setattr(directory_module, "sync_folder", lambda p: (events.append(f"sync {p.name}"), sync(p))[1])
-    monkeypatch.setattr(directory_module.os, "replace", lambda *a: (events.append("tracker"), replace(*a))[1])
+    monkeypatch.setattr(os, "replace", lambda *a: (events.append("tracker"), replace(*a))[1])
     directory.publish(staging, 20)
     assert events == [f"sync {staging.name}", "rename", "sync save", "tracker", "sync save"]

@@ -14,6 +14,8 @@ SETTLED = {
     "num_layers_per_virtual_pipeline_stage": "PretrainConfig.virtual_pipeline_size",
     "num_virtual_stages_per_pipeline_rank": "PretrainConfig.virtual_pipeline_size",
     "grad_reduce_in_bf16": "accumulate_allreduce_grads_in_fp32",
+    "bias_gelu_fusion": "PretrainConfig.bias_activation_fusion",
+    "bias_swiglu_fusion": "PretrainConfig.bias_activation_fusion",
     "data_args_path": "data_path",
     "dataloader_type": "one legal value",
     "ckpt_format": "one legal value",

@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_pair_and_keeps_finished_shards(
 ) -> None:
     (tmp_path / "in.txt").write_text("line\n" * 100)
     job = plan([tmp_path / "in.txt"], tmp_path / "out", split_lines=True, shard_bytes=100)
-    write = shards_module.write_whole
+    write = shards_module.write_bytes
 
     def fill_up(path: pathlib.Path, content: bytes) -> None:
         if path.name.startswith("shard-000003"):
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_pair_and_keeps_finished_shards(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "write_whole", fill_up)
+        patch.setattr(shards_module, "write_bytes", fill_up)
         with pytest.raises(DataError, match=r"No space left on device while .*shard-000003.* was written"):
             make(job)
     assert not (tmp_path / "out.bin").exists()

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from megatron.pretrain.data.files import sync_file, sync_folder, write_whole
 from megatron.pretrain.data.preprocess.job import Job
 from megatron.pretrain.data.preprocess.shards import ShardResult, disk_error, shard_paths
 from megatron.pretrain.data.preprocess.workdir import WorkDir
 from megatron.pretrain.data.sidecar import FORMAT, sidecar_path
 from megatron.pretrain.data.token_files import unigram_entropy_nats
 from overlap_recompute.plan.errors import DataError
+from overlap_recompute.plan.files import sync_file, sync_folder, write_bytes
 
 
 def publish_pair(job: Job, workdir: WorkDir, results: Sequence[ShardResult]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def publish_pair(job: Job, workdir: WorkDir, results: Sequence[ShardResult]) -> 
     try:
         _join(job, workdir, results, final)
         sidecar = _sidecar(job, results, final)
-        write_whole(sidecar_path(final), (dumps(sidecar, indent=1, sort_keys=True) + "\n").encode())
+        write_bytes(sidecar_path(final), (dumps(sidecar, indent=1, sort_keys=True) + "\n").encode())
         for ending in (".bin", ".idx"):
             sync_file(Path(final + ending))
     except OSError as error:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron.pretrain.data.files import write_whole
 from megatron.pretrain.data.preprocess.documents import place, read_documents
 from megatron.pretrain.data.preprocess.sources import Shard
 from megatron.pretrain.data.tokenizers import Tokenizer, TokenizerChoice, load_tokenizer
 from megatron.pretrain.data.tokenizers.base import Identity
 from overlap_recompute.plan.errors import DataError
+from overlap_recompute.plan.files import write_bytes
 
 EXAMPLES = 5
 """Places of malformed input that a shard remembers."""
@@ -104,7 +104,7 @@ def tokenize_shard(recipe: Recipe, identity: Identity, shard: Shard, folder: Pat
     lengths = np.array([len(part) for part in parts], dtype=np.int32)
     for path, array in zip(shard_paths(folder, shard.number), (tokens, lengths), strict=True):
         try:
-            write_whole(path, array.tobytes())
+            write_bytes(path, array.tobytes())
         except OSError as error:
             raise disk_error(error, path) from error
     return ShardResult(

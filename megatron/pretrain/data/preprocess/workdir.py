@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron.pretrain.data.files import sync_folder, write_whole
 from megatron.pretrain.data.preprocess.shards import ShardResult, disk_error, is_intact
 from overlap_recompute.plan.errors import DataError
+from overlap_recompute.plan.files import sync_folder, write_bytes
 
 
 class WorkDir:
@@ -68,7 +68,7 @@ class WorkDir:
         for path in self.folder.iterdir():
             path.unlink()
         try:
-            write_whole(self._job, json.dumps({"job": job}).encode())
+            write_bytes(self._job, json.dumps({"job": job}).encode())
         except OSError as error:
             raise disk_error(error, self._job) from error
 
