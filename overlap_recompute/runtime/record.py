@@ -87,7 +87,7 @@ class Recorder:
         if not unit.dropped or torch.compiler.is_compiling():
             if state.journal is not None:
                 state.journal.add(Kind.FORWARD, Place(unit.name, unit.layer, microbatch.key, number))
-            return forward(*args, **kwargs)
+            return self._run_kept(unit, forward, args, kwargs)
         call = UnitCall(state, unit, microbatch, number, forward)
         watched = self._store(call, args, kwargs)
         buffers = unit.buffer_marks() if unit.has_buffers else None
@@ -109,6 +109,16 @@ class Recorder:
             state.journal.add(Kind.FORWARD, call.place)
             state.journal.add(Kind.DROP, call.place)
         return output
+
+    def _run_kept(
+        self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        state = self.state
+        outer, state.layer = state.layer, unit.layer
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            state.layer = outer
 
     def settle(self, microbatch: Microbatch, now: RngStates | None = None) -> None:
         """Let the last call of a microbatch forget the random states that nothing has changed since.

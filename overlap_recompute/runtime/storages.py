@@ -71,13 +71,17 @@ class Kept:
 
     def _modified(self) -> InPlaceError:
         shape, storage = tuple(self.tensor.shape), self.storage
-        where = f" of layer {storage.layer}, microbatch {storage.microbatch}" if storage else ", a parameter or buffer"
+        where = f" of {_layer(storage.layer)}, microbatch {storage.microbatch}" if storage else ", a parameter or buffer"
         return InPlaceError(
             f"a tensor of shape {shape} kept for backward{where}, changed in place "
             f"(version {self.tensor._version}, kept at {self.version})",
             "a tensor that nobody modifies between the forward and the backward pass",
             "replace the in-place operation by one that makes a new tensor",
         )
+
+
+def _layer(layer: int) -> str:
+    return f"layer {layer}" if layer >= 0 else "no layer"
 
 
 class DroppedStorage:

@@ -12,6 +12,7 @@ from megatron.pretrain.config.groups.logging import LoggingOptions
 from megatron.pretrain.config.groups.model import ModelOptions
 from megatron.pretrain.config.groups.moe import MoEOptions
 from megatron.pretrain.config.groups.optimizer import OptimizerOptions
+from megatron.pretrain.config.groups.overlap import OverlapOptions
 from megatron.pretrain.config.groups.parallel import ParallelOptions
 from megatron.pretrain.config.groups.precision import PrecisionOptions
 from megatron.pretrain.config.groups.recompute import RecomputeOptions
@@ -46,6 +47,9 @@ class PretrainConfig:
 
     recompute: RecomputeOptions
     """Stock activation recomputation."""
+
+    overlap: OverlapOptions
+    """Activation recomputation ahead of need."""
 
     data: DataOptions
     """Training text, tokenizer and loader."""

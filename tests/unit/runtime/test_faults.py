@@ -267,7 +267,7 @@ UNSTEADY: dict[str, tuple[Callable[..., Any], str]] = {
     "saves less": (lambda u, x: x * u.weight if u.calls > 1 else (x * u.weight).sin(), "number of saved tensors"),
     "another shape inside": (
         lambda u, x: (x * u.weight).repeat(1 + (u.calls > 1), 1).sin()[:2].clone(),
-        "tensor 2 of the replay",
+        "tensor 1 of the replay",
     ),
     "another stride": (
         lambda u, x: (lambda y: y.t().contiguous().t() if u.calls > 1 else y.clone())(x * u.weight),
@@ -353,11 +353,6 @@ def test_names_that_do_not_exist_are_refused() -> None:
         runtime.microbatch(0)
     with pytest.raises(ConfigError, match="attached already|twice"):
         runtime.attach(model, ["blocks.*.norm"])
-    with pytest.raises(ConfigError, match=r"declare\('act', 9\)"), Runtime(Policy.save_all()).microbatch(0) as _:
-        Runtime.run(runtime, "act", 9, torch.sin, torch.ones(1)) if False else _run_undeclared()
-
-
-def _run_undeclared() -> None:
-    runtime = Runtime(Policy.save_all())
-    with runtime.microbatch(0):
+    runtime.set_policy(Policy.save_all())
+    with pytest.raises(ConfigError, match=r"declare\('act', 9\)"), runtime.microbatch(0):
         runtime.run("act", 9, torch.sin, torch.ones(1))

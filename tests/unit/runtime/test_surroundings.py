@@ -197,7 +197,7 @@ def test_train_and_eval_flags_are_those_of_the_forward_pass() -> None:
 def test_autocast_is_left_as_it_was_found() -> None:
     model = Stack(*(MlpBlock(8) for _ in range(2)))
     x = torch.randn(2, 8)
-    with attached(model, Policy.recompute_all(), ["blocks.*.fc1", "blocks.*.act"], verify=True) as runtime:
+    with attached(model, Policy.recompute_all(), ["blocks.*.norm", "blocks.*.fc1"], verify=True) as runtime:
         # The forward pass runs in full precision, the window is opened under autocast.
         with runtime.microbatch(0):
             loss = model(x)
