@@ -115,24 +115,22 @@ class Lane:
         """Runs `work` on the lane: on CUDA now, with the lane as torch's current stream.
 
         Args:
-            work: takes nothing; its result is dropped.
+            work: takes nothing; what it returns is guarded, too.
             guarded: kept alive until a consumer has waited for the fence: every tensor the lane reads or writes.
             name, value: of the marks (`EventRing.intern`).
 
         Raises:
             Whatever `work` raises, where it runs now; on a worker thread the fence's wait raises it.
         """
-        task = work if self._torch_stream is None else self._in_stream(work, self._torch_stream)
-        fence: Fence = self._core.launch(task, tuple(guarded), name, value)
-        return fence
+        kept: list[object] = list(guarded)
+        stream = self._torch_stream
 
-    @staticmethod
-    def _in_stream(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], object]:
         def task() -> None:
-            with torch.cuda.stream(stream):
-                work()
+            with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+                kept.append(work())
 
-        return task
+        fence: Fence = self._core.launch(task, kept, name, value)
+        return fence
 
     def drain_marks(self) -> np.ndarray:
         """Marks of launches that are done, in the lane's time on the host's clock: [n] of `MARK`."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from overlap_recompute.runtime.errors import InPlaceError, Place
 from overlap_recompute.runtime.journal import Kind
-from overlap_recompute.runtime.storages import DroppedStorage, Kept
+from overlap_recompute.runtime.storages import DroppedStorage, Kept, Tally
 
 if TYPE_CHECKING:
     from overlap_recompute.runtime.lanes import Fence
@@ -48,7 +48,7 @@ class Argument(Protocol):
 class Microbatch:
     """One forward pass: its calls in order, and its bytes by layer."""
 
-    __slots__ = ("key", "calls", "counts", "cursor", "complete", "trains", "kept_bytes", "dropped_bytes", "__weakref__")
+    __slots__ = ("key", "calls", "counts", "cursor", "complete", "trains", "tallies", "__weakref__")
 
     def __init__(self, key: Hashable, trains: bool) -> None:
         self.key, self.trains = key, trains
@@ -56,8 +56,21 @@ class Microbatch:
         self.counts: dict[Unit, int] = {}
         self.cursor = 0
         self.complete = False
-        self.kept_bytes: dict[int, int] = {}
-        self.dropped_bytes: dict[int, int] = {}
+        self.tallies: dict[int, Tally] = {}
+        """Bytes by layer."""
+
+    def tally(self, layer: int) -> Tally:
+        """The bytes of one layer."""
+        found = self.tallies.get(layer)
+        if found is None:
+            found = self.tallies[layer] = Tally(self.key, layer)
+        return found
+
+    def close(self) -> None:
+        """The forward pass has ended."""
+        self.complete, self.cursor = True, len(self.calls)
+        for tally in self.tallies.values():
+            tally.closed = True
 
     def living(self) -> Iterator["UnitCall"]:
         """The calls that somebody still refers to, in forward order."""

@@ -55,7 +55,7 @@ class RecomputeQueue:
 
     def complete(self, microbatch: Microbatch) -> None:
         """A forward pass has ended: its backward pass may be prepared."""
-        microbatch.complete, microbatch.cursor = True, len(microbatch.calls)
+        microbatch.close()
         self._ready.append(microbatch)
 
     def abandon(self, microbatch: Microbatch) -> None:

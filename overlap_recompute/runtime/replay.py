@@ -22,6 +22,9 @@ from overlap_recompute.runtime.trees import replace, tensors_in
 from overlap_recompute.runtime.verify import check_replay
 
 
+ARGUMENTS = (Kept, HandleArgument)
+
+
 class Replayer:
     """Materializes calls, on demand or early."""
 
@@ -136,11 +139,11 @@ class Replayer:
         try:
             if call.nested_sources is not None:
                 return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden))
-            args = [a.resolve(hidden) if isinstance(a, Kept | HandleArgument) else a for a in call.args]
+            args = [a.resolve(hidden) if isinstance(a, ARGUMENTS) else a for a in call.args]
             if not call.kwargs:
                 return args, {}
             items = call.kwargs.items()
-            return args, {k: a.resolve(hidden) if isinstance(a, Kept | HandleArgument) else a for k, a in items}
+            return args, {k: a.resolve(hidden) if isinstance(a, ARGUMENTS) else a for k, a in items}
         except InPlaceError as error:
             if error.place is not None:
                 raise
@@ -189,7 +192,7 @@ def _fill_output(call: UnitCall, index: int, slot: Slot, tensor: Tensor, hidden:
 
 
 def _is_argument(value: Any) -> bool:
-    return isinstance(value, Kept | HandleArgument)
+    return isinstance(value, ARGUMENTS)
 
 
 def _resolve(hidden: bool, value: Kept | HandleArgument) -> Tensor:

@@ -51,15 +51,15 @@ class StepReport:
 
 def report_step(microbatches: Iterable[Microbatch], ledger: Ledger, replays: ReplayCounts) -> StepReport:
     """The report of a step that ends now."""
+    tallies = (tally for microbatch in microbatches for _, tally in sorted(microbatch.tallies.items()))
     layers = tuple(
         LayerBytes(
-            microbatch=microbatch.key,
-            layer=layer,
-            kept_bytes=microbatch.kept_bytes.get(layer, 0),
-            dropped_bytes=microbatch.dropped_bytes.get(layer, 0),
+            microbatch=tally.microbatch,
+            layer=tally.layer,
+            kept_bytes=tally.kept_bytes,
+            dropped_bytes=tally.dropped_bytes,
         )
-        for microbatch in microbatches
-        for layer in sorted({*microbatch.kept_bytes, *microbatch.dropped_bytes})
+        for tally in tallies
     )
     return StepReport(
         layers=layers,

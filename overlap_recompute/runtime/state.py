@@ -63,17 +63,14 @@ class RuntimeState:
         ref = self.kept.get(key)
         record = ref() if ref is not None else None
         if record is None:
-            nbytes, layer, microbatch = storage.nbytes(), self.layer, self.microbatch
-            record = KeptStorage(self.ledger, self.kept, key, nbytes, layer, microbatch.key if microbatch else None)
-            if microbatch is not None:
-                microbatch.kept_bytes[layer] = microbatch.kept_bytes.get(layer, 0) + nbytes
+            microbatch = self.microbatch
+            assert microbatch is not None, "the hooks are in force only in a microbatch"
+            record = KeptStorage(self.ledger, self.kept, key, storage.nbytes(), microbatch.tally(self.layer))
         return record
 
     def drop(self, nbytes: int, call: UnitCall) -> DroppedStorage:
         """A new record of a storage of `call` that is not kept."""
-        by_layer, layer = call.microbatch.dropped_bytes, call.unit.layer
-        by_layer[layer] = by_layer.get(layer, 0) + nbytes
-        return DroppedStorage(self.ledger, nbytes)
+        return DroppedStorage(self.ledger, nbytes, call.microbatch.tally(call.unit.layer))
 
 
 class ReplayCounts:

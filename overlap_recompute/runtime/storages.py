@@ -9,6 +9,19 @@ from torch import Tensor
 from overlap_recompute.runtime.errors import InPlaceError
 from overlap_recompute.runtime.ledger import Ledger
 
+class Tally:
+    """Bytes of one layer for one microbatch; what is released before the forward pass ends does not count."""
+
+    __slots__ = ("microbatch", "layer", "kept_bytes", "dropped_bytes", "closed")
+
+    def __init__(self, microbatch: Hashable, layer: int) -> None:
+        """`layer`: -1 outside of every layer."""
+        self.microbatch, self.layer = microbatch, layer
+        self.kept_bytes = self.dropped_bytes = 0
+        self.closed = False
+        """Whether the forward pass has ended."""
+
+
 KeptTable = dict[int, "weakref.ref[KeptStorage]"]
 StaticTable = dict[int, "weakref.ref[torch.UntypedStorage]"]
 
@@ -29,16 +42,18 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
 class KeptStorage:
     """A storage that stays in memory; every `Kept` on it refers to this one object, whose death is its release."""
 
-    __slots__ = ("ledger", "table", "key", "nbytes", "layer", "microbatch", "__weakref__")
+    __slots__ = ("ledger", "table", "key", "nbytes", "tally", "__weakref__")
 
-    def __init__(self, ledger: Ledger, table: KeptTable, key: int, nbytes: int, layer: int, microbatch: Hashable):
-        self.ledger, self.table, self.key, self.nbytes = ledger, table, key, nbytes
-        self.layer, self.microbatch = layer, microbatch
+    def __init__(self, ledger: Ledger, table: KeptTable, key: int, nbytes: int, tally: "Tally") -> None:
+        self.ledger, self.table, self.key, self.nbytes, self.tally = ledger, table, key, nbytes, tally
         table[key] = weakref.ref(self)
         ledger.keep(nbytes)
+        tally.kept_bytes += nbytes
 
     def __del__(self) -> None:
         self.ledger.kept_bytes -= self.nbytes
+        if not self.tally.closed:
+            self.tally.kept_bytes -= self.nbytes
         entry = self.table.get(self.key)
         # The address may already belong to a newer record.
         if entry is not None and (entry() is None or entry() is self):
@@ -70,8 +85,8 @@ class Kept:
         return self.take()
 
     def _modified(self) -> InPlaceError:
-        shape, storage = tuple(self.tensor.shape), self.storage
-        where = f" of {_layer(storage.layer)}, microbatch {storage.microbatch}" if storage else ", a parameter or buffer"
+        shape, tally = tuple(self.tensor.shape), self.storage.tally if self.storage is not None else None
+        where = f" of {_layer(tally.layer)}, microbatch {tally.microbatch}" if tally else ", a parameter or buffer"
         return InPlaceError(
             f"a tensor of shape {shape} kept for backward{where}, changed in place "
             f"(version {self.tensor._version}, kept at {self.version})",
@@ -87,12 +102,13 @@ def _layer(layer: int) -> str:
 class DroppedStorage:
     """A storage that handles stand for; its slots refer to this one object, whose death is its release."""
 
-    __slots__ = ("ledger", "nbytes", "present", "prefetched", "__weakref__")
+    __slots__ = ("ledger", "nbytes", "tally", "present", "prefetched", "__weakref__")
 
-    def __init__(self, ledger: Ledger, nbytes: int) -> None:
-        self.ledger, self.nbytes = ledger, nbytes
+    def __init__(self, ledger: Ledger, nbytes: int, tally: Tally) -> None:
+        self.ledger, self.nbytes, self.tally = ledger, nbytes, tally
         self.present = self.prefetched = False
         ledger.dropped_bytes += nbytes
+        tally.dropped_bytes += nbytes
 
     def bring_back(self, hidden: bool) -> None:
         """A replay made it again; several slots of one storage say so, the first one counts."""
@@ -116,6 +132,8 @@ class DroppedStorage:
 
     def __del__(self) -> None:
         self.use()
+        if not self.tally.closed:
+            self.tally.dropped_bytes -= self.nbytes
         if self.present:
             self.ledger.recomputed_bytes -= self.nbytes
         else:

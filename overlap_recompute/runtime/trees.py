@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-CONTAINERS = (tuple, list, dict)
+SEQUENCES = (tuple, list)
+CONTAINERS = (*SEQUENCES, dict)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -14,7 +15,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, dict):
         value = value.values()
-    elif not isinstance(value, tuple | list):
+    elif not isinstance(value, SEQUENCES):
         return []
     found: list[Tensor] = []
     for item in value:
@@ -32,7 +33,7 @@ def replace(value: Any, wanted: Callable[[Any], bool], change: Callable[[Any], A
     if isinstance(value, dict):
         items = {key: replace(item, wanted, change) for key, item in value.items()}
         return items if type(value) is dict else _rebuilt(value, items)
-    if isinstance(value, tuple | list):
+    if isinstance(value, SEQUENCES):
         parts = [replace(item, wanted, change) for item in value]
         if type(value) in (tuple, list):
             return type(value)(parts)

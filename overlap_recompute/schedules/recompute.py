@@ -9,14 +9,18 @@ from overlap_recompute.schedules.communication import has_communication
 
 
 class Phase(enum.Enum):
-    """Part of a step in which a rank waits; decided by where its own passes are."""
+    """Part of a step in which a rank waits; decided by where its own passes are.
+
+    Steady state and cool-down are Megatron's. Warm-up also has the wait for the first gradient, which Megatron's code
+    runs in its steady loop: that wait is the pipeline filling up.
+    """
 
     WARM_UP = "warmup"
-    """Until its first backward pass: the pipeline fills. The wait for the first gradient, the longest, belongs here."""
+    """Until its first backward pass starts."""
     STEADY = "steady"
-    """Between its first backward and its last forward pass."""
+    """While forward and backward passes take turns: until the backward pass after its last forward pass starts."""
     COOL_DOWN = "cooldown"
-    """After its last forward pass: the pipeline runs empty."""
+    """From there on: the pipeline runs empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +42,16 @@ class RecomputeAhead:
 
 def phases_of(actions: Actions) -> tuple[Phase, ...]:
     """The phase of each action of a rank's list; a list without backward passes is all warm-up."""
-    first_backward = next((i for i, action in enumerate(actions) if action.kind is Kind.B), len(actions))
-    last_forward = max((i for i, action in enumerate(actions) if action.kind is Kind.F), default=-1)
-    steady = max(0, last_forward - first_backward)
-    return (
-        *[Phase.WARM_UP] * min(first_backward + 1, len(actions)),
-        *[Phase.STEADY] * steady,
-        *[Phase.COOL_DOWN] * (len(actions) - first_backward - 1 - steady),
-    )
+    last_forward = max((index for index, action in enumerate(actions) if action.kind is Kind.F), default=-1)
+    backward = [index for index, action in enumerate(actions) if action.kind is Kind.B]
+    first_end = backward[0] + 1 if backward else len(actions)
+    steady_end = next((index + 1 for index in backward if index > last_forward), first_end)
+    lengths = {
+        Phase.WARM_UP: first_end,
+        Phase.STEADY: steady_end - first_end,
+        Phase.COOL_DOWN: len(actions) - steady_end,
+    }
+    return tuple(phase for phase, length in lengths.items() for _ in range(length))
 
 
 def with_recompute(grid: Grid, choice: RecomputeAhead | None = None) -> Grid:

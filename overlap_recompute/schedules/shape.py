@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from overlap_recompute.plan.actions import Action, Grid, ScheduleError
+from overlap_recompute.plan.actions import Grid, ScheduleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,12 @@ class PipelineShape:
     microbatches: int
     """Microbatches of a step."""
 
+    def __post_init__(self) -> None:
+        if self.ranks == 1 and self.chunks > 1:
+            raise ScheduleError(
+                f"{self.chunks} model chunks on a pipeline of one rank", "one chunk", "use chunk 0 only, or add ranks"
+            )
+
     @property
     def stages(self) -> int:
         """Virtual stages of the whole pipeline."""
@@ -28,14 +34,6 @@ class PipelineShape:
     def stage(self, rank: int, chunk: int) -> int:
         """The virtual stage that is model chunk `chunk` of `rank`."""
         return chunk * self.ranks + rank
-
-    def has_input_from_a_peer(self, rank: int, action: Action) -> bool:
-        """Whether the chunk's input comes from another stage; the first stage reads data."""
-        return self.stage(rank, action.chunk) > 0
-
-    def has_output_for_a_peer(self, rank: int, action: Action) -> bool:
-        """Whether the chunk's output goes to another stage; the last stage computes the loss."""
-        return self.stage(rank, action.chunk) < self.stages - 1
 
 
 def shape_of(grid: Grid) -> PipelineShape:
@@ -47,13 +45,8 @@ def shape_of(grid: Grid) -> PipelineShape:
     actions = [action for row in grid for action in row]
     if not actions:
         raise ScheduleError("a schedule without actions", "at least one forward pass", "add a row per pipeline rank")
-    shape = PipelineShape(
+    return PipelineShape(
         ranks=len(grid),
         chunks=max(action.chunk for action in actions) + 1,
         microbatches=max(action.microbatch for action in actions) + 1,
     )
-    if shape.ranks == 1 and shape.chunks > 1:
-        raise ScheduleError(
-            f"{shape.chunks} model chunks on a pipeline of one rank", "one chunk", "use chunk 0 only, or add ranks"
-        )
-    return shape

@@ -88,9 +88,8 @@ def find_faults(
     Faults of a list by itself come first; the order of messages is looked at when there are none, and deadlocks when
     that is right too.
     """
-    smallest = shape_of(grid)
-    wanted = shape or smallest
-    if wanted.ranks != smallest.ranks:
+    wanted = shape or shape_of(grid)
+    if wanted.ranks != len(grid):
         raise ScheduleError(f"{len(grid)} lists", f"one for each of the {wanted.ranks} ranks", "add or remove lists")
     outside = tuple(_outside(grid, wanted))
     if outside:

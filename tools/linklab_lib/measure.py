@@ -21,7 +21,7 @@ when acknowledgements wait behind the other way's data."""
 SETTLE_BURSTS = 2
 """Nor does the clock start before the bursts that both ends of a link let through have passed."""
 
-SEND_BUFFER_S = 0.2
+SEND_BUFFER_S = 0.1
 MIN_SEND_BUFFER_BYTES = 1 << 16
 """A sender has this much on its way: enough to bridge a pause of this process, and not so much that with both ways at
 once the acknowledgements wait for seconds behind the other way's data."""

@@ -11,6 +11,7 @@ from megatron.pretrain.config.groups.logging import LoggingOptions
 from megatron.pretrain.config.groups.model import ModelOptions
 from megatron.pretrain.config.groups.moe import MoEOptions
 from megatron.pretrain.config.groups.optimizer import OptimizerOptions
+from megatron.pretrain.config.groups.overlap import OverlapOptions
 from megatron.pretrain.config.groups.parallel import ParallelOptions
 from megatron.pretrain.config.groups.precision import PrecisionOptions
 from megatron.pretrain.config.groups.recompute import RecomputeOptions
@@ -27,6 +28,7 @@ __all__ = [
     "MoEOptions",
     "ModelOptions",
     "OptimizerOptions",
+    "OverlapOptions",
     "ParallelOptions",
     "PrecisionOptions",
     "PretrainConfig",

@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import gelu, silu
 
 from megatron.pretrain.config import PretrainConfig
-from megatron.pretrain.model.support import check_support, runs_on_cpu, uses_transformer_engine
+from megatron.pretrain.model.support import runs_on_cpu, uses_transformer_engine
 from overlap_recompute.plan.errors import ConfigError
 
 
@@ -21,7 +21,6 @@ def build_transformer_config(config: PretrainConfig) -> TransformerConfig:
     Raises:
         ConfigError: a combination that cannot run here, or that megatron-core refuses.
     """
-    check_support(config)
     values = {
         **_shape(config),
         **_parallelism(config),

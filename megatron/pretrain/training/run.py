@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from megatron.core.timers import Timers
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.pretrain.checkpoint.manager import CheckpointManager
 from megatron.pretrain.config import PretrainConfig
@@ -53,10 +54,11 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
     """
     tokenizer = build_tokenizer(config)
     vocab_size = padded_vocab_size(config, tokenizer)
+    transformer_config = build_transformer_config(config)  # refuses what it must before any process group exists
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(initialize_distributed(config, device))
         _greet(config, cluster)
-        state, shape = build_state(config, vocab_size, device)
+        state, shape = build_state(config, transformer_config, vocab_size, device)
         identity = {**config.identity(), "vocab_size": tokenizer.vocab_size}
         checkpoints = CheckpointManager(
             config.checkpoint,
@@ -100,15 +102,17 @@ def _greet(config: PretrainConfig, cluster: Cluster) -> None:
         logger.info("note: %s", note)
 
 
-def build_state(config: PretrainConfig, vocab_size: int, device: torch.device) -> tuple[TrainingState, ModelShape]:
+def build_state(
+    config: PretrainConfig, transformer_config: TransformerConfig, vocab_size: int, device: torch.device
+) -> tuple[TrainingState, ModelShape]:
     """Build model, optimizer and schedule at iteration 0, and the model's sizes.
 
     Args:
         config: the options of the run.
+        transformer_config: what `build_transformer_config` made of them.
         vocab_size: rows of the embedding, padded.
         device: where the model lives.
     """
-    transformer_config = build_transformer_config(config)
     if config.logging.timing_log_level > 0:
         transformer_config.timers = Timers(config.logging.timing_log_level, config.logging.timing_log_option)
         transformer_config.barrier_with_L1_time = config.logging.barrier_with_level_1_timing

@@ -72,8 +72,6 @@ def test_layout_decides_the_virtual_size() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--context-parallel-size 2 --attention-backend unfused", "--attention-backend flash"),
-        (f"{EXPERTS} --moe-shared-expert-intermediate-size 32", "add --disable-bias-linear"),
         ("--num-attention-heads 4 --tensor-model-parallel-size 3", "num_attention_heads"),
     ],
 )

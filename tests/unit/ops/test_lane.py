@@ -52,17 +52,17 @@ def test_launches_run_in_order_and_a_wait_means_done(lane: ops.Lane) -> None:
 
 
 def test_a_fence_owns_what_it_guards_until_it_is_waited_for(lane: ops.Lane) -> None:
-    token = Token()
-    alive = weakref.ref(token)
-    fence = lane.launch(lambda: None, [token])
+    token, results = Token(), [Token()]
+    alive = [weakref.ref(token), weakref.ref(results[0])]
+    fence = lane.launch(results.pop, [token])  # what the work returns is guarded, too
     del token
     fence.host_wait()
     assert fence.passed()
-    assert alive() is not None  # done, but nobody's stream has waited yet
+    assert all(reference() is not None for reference in alive)  # done, but nobody's stream has waited yet
     fence.wait(0, keep=True)
-    assert alive() is not None
+    assert all(reference() is not None for reference in alive)
     fence.wait(0)
-    assert alive() is None
+    assert all(reference() is None for reference in alive)
 
 
 def test_a_fence_is_waited_for_once(lane: ops.Lane) -> None:

@@ -143,6 +143,20 @@ def test_a_storage_that_two_microbatches_keep_counts_once() -> None:
         runtime.step_end()
 
 
+def test_what_is_released_before_the_forward_pass_ends_does_not_count() -> None:
+    model = stack()
+    # Nobody saves the output of fc2, so dropping it keeps nothing in the end, though its argument is held for a while.
+    with attached(model, Policy.recompute("fc2"), ["blocks.*.fc2"]) as runtime:
+        with runtime.microbatch(0):
+            loss = model(torch.randn(ROWS, WIDTH))
+        kept_bytes = FORMULA[()][0]
+        assert runtime.ledger.kept_bytes == LAYERS * kept_bytes + INPUT
+        loss.backward()
+        report = runtime.step_end()
+    assert report.kept_bytes == LAYERS * kept_bytes + INPUT
+    assert report.dropped_bytes == 0
+
+
 def test_dropout_masks_are_dropped() -> None:
     model = Stack(MlpBlock(WIDTH))
     with attached(model, Policy.recompute("act", "drop"), ["blocks.*.act", "blocks.*.drop"]) as runtime:
@@ -157,4 +171,4 @@ def test_dropout_masks_are_dropped() -> None:
 
 def _layers(runtime: object) -> list[tuple[int, int]]:
     (microbatch,) = runtime.queue.microbatches()  # type: ignore[attr-defined]
-    return list(microbatch.dropped_bytes.items())
+    return [(layer, tally.dropped_bytes) for layer, tally in microbatch.tallies.items()]

@@ -42,7 +42,9 @@ class SilentCommunicator:
         return lambda *_, **__: None
 
 
-def stock_order(pp: int, vpp: int, microbatches: int, rank: int, *, group_size: int | None, forward_only: bool) -> Actions:
+def stock_order(
+    pp: int, vpp: int, microbatches: int, rank: int, *, group_size: int | None, forward_only: bool
+) -> Actions:
     """The passes of one rank as stock code runs them; `vpp` 1: the schedule without interleaving."""
     config = TransformerConfig(
         num_layers=pp * vpp,

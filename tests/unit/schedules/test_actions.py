@@ -35,7 +35,9 @@ def test_text_form_is_chunk_kind_microbatch() -> None:
     assert str(Action(kind=Kind.WAIT_RECV_B, chunk=0, microbatch=13)) == "0WAIT_RECV_B13"
 
 
-@pytest.mark.parametrize("text", ["", "F", "0F", "F0", "0f1", "0X1", "-1F0", "00F1", "0F01", "0 F 1", "0F1.5", "0F1 ", "٠F1"])
+@pytest.mark.parametrize(
+    "text", ["", "F", "0F", "F0", "0f1", "0X1", "-1F0", "00F1", "0F01", "0 F 1", "0F1.5", "0F1 ", "٠F1"]
+)
 def test_other_texts_are_refused_with_their_form_and_a_hint(text: str) -> None:
     with pytest.raises(ScheduleError) as caught:
         parse_action(text)

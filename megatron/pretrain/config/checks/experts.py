@@ -93,6 +93,16 @@ def grouped_gemm_needs_transformer_engine(config: PretrainConfig) -> None:
     )
 
 
+def shared_expert_has_no_bias(config: PretrainConfig) -> None:
+    """Megatron-Core has shared experts without bias only."""
+    require(
+        config.moe.moe_shared_expert_intermediate_size is None or config.model.disable_bias_linear,
+        "--moe-shared-expert-intermediate-size with biases in linear layers",
+        "a shared expert without bias; megatron-core has no other",
+        "add --disable-bias-linear",
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     layer_pattern_is_legal,
     topk_fits_experts,
@@ -101,4 +111,5 @@ CHECKS: tuple[Check, ...] = (
     dense_width_divides,
     shared_expert_overlap_needs_alltoall,
     grouped_gemm_needs_transformer_engine,
+    shared_expert_has_no_bias,
 )

@@ -13,6 +13,7 @@ def folders_can_be_written(config: PretrainConfig) -> None:
         "--tensorboard-dir": config.logging.tensorboard_dir,
         "--wandb-save-dir": config.logging.wandb_save_dir or None,
         "--data-cache-path": config.data.data_cache_path,
+        "--overlap-recompute-trace": config.overlap.overlap_recompute_trace,
     }
     for flag, folder in folders.items():
         require(

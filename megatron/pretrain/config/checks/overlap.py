@@ -1,7 +1,5 @@
 """Overlapped recompute."""
 
-import os
-
 from megatron.pretrain.config.checks.common import Check, require
 from megatron.pretrain.config.pretrain_config import PretrainConfig
 from overlap_recompute.plan.policy_text import parse_policy
@@ -63,17 +61,6 @@ def named_units_can_be_dropped(config: PretrainConfig) -> None:
         )
 
 
-def trace_folder_can_be_made(config: PretrainConfig) -> None:
-    """It is a folder, or nothing yet."""
-    folder = config.overlap.overlap_recompute_trace
-    require(
-        folder is None or os.path.isdir(folder) or not os.path.exists(folder),
-        f"--overlap-recompute-trace {folder}, which is a file",
-        "a folder, or a path where one can be made",
-        "name a folder",
-    )
-
-
 def _conditions(config: PretrainConfig) -> dict[str, tuple[bool, str, str]]:
     gathers = "gathers the sequence over the tensor-parallel ranks (--sequence-parallel), which a replay would repeat"
     sequence_parallel = config.parallel.sequence_parallel
@@ -96,5 +83,4 @@ CHECKS: tuple[Check, ...] = (
     stock_recompute_is_off,
     policy_can_be_read,
     named_units_can_be_dropped,
-    trace_folder_can_be_made,
 )

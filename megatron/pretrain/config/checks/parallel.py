@@ -100,10 +100,23 @@ def experts_with_tensor_parallel_need_sequence_parallel(config: PretrainConfig) 
     )
 
 
+def context_parallel_attention(config: PretrainConfig) -> None:
+    """Without Transformer Engine only the flash attention of this project gathers keys and values over ranks."""
+    ranks, backend = config.parallel.context_parallel_size, config.model.attention_backend
+    unfused = backend in ("unfused", "local") and config.model.transformer_impl != "transformer_engine"
+    require(
+        ranks == 1 or not unfused,
+        f"--context-parallel-size {ranks} with --attention-backend {backend}",
+        "an attention that can gather keys and values over ranks",
+        "use --attention-backend flash, or --context-parallel-size 1",
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     world_fits_the_model,
     sequence_parallel_divides_the_sequence,
     context_parallel_divides_the_sequence,
+    context_parallel_attention,
     experts_split_over_ranks,
     expert_ranks_fit_the_world,
     expert_tensor_parallel_on_gloo,

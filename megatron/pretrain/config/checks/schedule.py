@@ -117,6 +117,17 @@ def parameter_gather_has_its_parts(config: PretrainConfig) -> None:
     )
 
 
+def distributed_optimizer_is_adam(config: PretrainConfig) -> None:
+    """Megatron-Core shards Adam's state only."""
+    options = config.optimizer
+    require(
+        not options.use_distributed_optimizer or options.optimizer == "adam",
+        f"--use-distributed-optimizer with --optimizer {options.optimizer}",
+        "--optimizer adam: megatron-core shards the state of no other",
+        "remove --use-distributed-optimizer or train with adam",
+    )
+
+
 def _warmup_and_decay(config: PretrainConfig) -> tuple[str, int, int]:
     options, training = config.optimizer, config.training
     if training.train_samples is not None:
@@ -132,4 +143,5 @@ CHECKS: tuple[Check, ...] = (
     weight_decay_rises,
     one_source_of_the_schedule,
     parameter_gather_has_its_parts,
+    distributed_optimizer_is_adam,
 )

@@ -1,0 +1,90 @@
+"""Hooks megatron/core/transformer/attention.py of megatron-core 0.16.1."""
+
+from functools import partial
+from typing import Any
+
+from megatron.core.transformer import attention as upstream
+from megatron.core.transformer.identity_op import IdentityOp
+from torch import Tensor
+
+from megatron.overlap.binder import Binder
+from megatron.overlap.replacements import require_shape
+from megatron.pretrain.platform.seam import Expected
+
+_EXPECTED = (
+    Expected(
+        name="SelfAttention.get_query_key_value_tensors",
+        parameters=("self", "hidden_states", "key_value_states", "output_gate", "split_qkv"),
+    ),
+    Expected(name="apply_rotary_pos_emb", parameters=("t", "freqs", "config", "cu_seqlens", "mscale", "cp_group")),
+)
+
+
+class AttentionAdapter:
+    """Units `linear_qkv`, `rotary` and `core_attention` of self-attention.
+
+    `linear_qkv` is the method that projects, splits and normalizes: what it returns are views of one storage (with
+    grouped queries the query is a copy), so core attention's arguments can be rebuilt from one replay.
+    `rotary` runs once for the query and once for the key.
+    """
+
+    def __init__(self, binder: Binder) -> None:
+        require_shape(upstream, "names the units of self-attention", *_EXPECTED)
+        self._binder = binder
+        self._layer: int | None = None
+        self._stock_rotary = upstream.apply_rotary_pos_emb
+        binder.replacements.set(upstream, "apply_rotary_pos_emb", self._rotary)
+
+    def attach(self, attention: Any, layer: int) -> None:
+        """Name the units of one attention module; other kinds than self-attention stay as they are."""
+        if not isinstance(attention, upstream.SelfAttention):
+            return
+        binder, config = self._binder, attention.config
+        gathers = _why_projection_gathers(attention)
+        if gathers is None:
+            binder.declare("linear_qkv", layer)
+            project = attention.get_query_key_value_tensors
+            run = partial(binder.run, "linear_qkv", layer, project)
+            binder.replacements.set(attention, "get_query_key_value_tensors", run)
+        else:
+            binder.refuse("linear_qkv", layer, gathers)
+        if config.context_parallel_size > 1:
+            binder.refuse("core_attention", layer, "it gathers keys and values over the context-parallel ranks")
+        elif not isinstance(attention.core_attention, IdentityOp):
+            binder.attach(attention.core_attention, "core_attention", layer)
+        binder.declare("rotary", layer)
+        self._mark_layer(attention, layer)
+
+    def _mark_layer(self, attention: Any, layer: int) -> None:
+        """While this module's forward runs, rotary embedding belongs to its layer."""
+        forward = attention.forward
+
+        def marked(*args: Any, **options: Any) -> Any:
+            outer, self._layer = self._layer, layer
+            try:
+                return forward(*args, **options)
+            finally:
+                self._layer = outer
+
+        self._binder.replacements.set(attention, "forward", marked)
+
+    def _rotary(self, t: Tensor, freqs: Tensor, *args: Any, **options: Any) -> Tensor:
+        # The frequencies are one tensor for all layers and microbatches, cached upstream: bound, not an argument, so
+        # that nobody counts them as kept.
+        rotate = partial(_rotate, self._stock_rotary, freqs, args, options)
+        if self._layer is None:
+            return rotate(t)
+        return self._binder.run("rotary", self._layer, rotate, t)
+
+
+def _rotate(stock: Any, freqs: Tensor, args: tuple[Any, ...], options: dict[str, Any], t: Tensor) -> Tensor:
+    rotated: Tensor = stock(t, freqs, *args, **options)
+    return rotated
+
+
+def _why_projection_gathers(attention: Any) -> str | None:
+    if attention.config.sequence_parallel and attention.world_size > 1:
+        return "it gathers the sequence over the tensor-parallel ranks (--sequence-parallel)"
+    if attention.config.num_query_groups < attention.world_size:
+        return "it gathers keys and values over the tensor-parallel ranks, which are more than the query groups"
+    return None

@@ -1,0 +1,50 @@
+"""Where the adapters put the units that they find: attached, declared, or refused with a reason."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from megatron.overlap.replacements import Replacements
+from overlap_recompute.plan.layer_units import kind_of
+from overlap_recompute.runtime import Runtime
+
+Result = TypeVar("Result")
+
+
+class Binder:
+    """The units of this rank, by name and global layer index (`layer_number - 1`)."""
+
+    __slots__ = ("runtime", "replacements", "refused")
+
+    def __init__(self, runtime: Runtime, replacements: Replacements) -> None:
+        self.runtime, self.replacements = runtime, replacements
+        self.refused: dict[tuple[str, int], str] = {}
+        """Units that exist but cannot be dropped, and why."""
+
+    def attach(self, module: nn.Module, unit: str, layer: int) -> None:
+        """Make a module a unit."""
+        if any(inner._forward_pre_hooks or inner._forward_hooks for inner in list(module.modules())[1:]):
+            # The hooks of `--overlap-param-gather`: a replay finds every parameter gathered and they do nothing. The
+            # runtime cannot know that and would refuse a module, but it takes a function.
+            self.declare(unit, layer)
+            forward = module.forward
+            self.replacements.set(module, "forward", lambda *args, **options: self.run(unit, layer, forward, *args, **options))
+        else:
+            self.runtime.attach_unit(module, unit, layer)
+
+    def declare(self, unit: str, layer: int) -> None:
+        """Make a unit known that `run` will call."""
+        self.runtime.declare(unit, layer)
+
+    def refuse(self, unit: str, layer: int, reason: str) -> None:
+        """Note that a unit cannot be dropped."""
+        self.refused[unit, layer] = reason
+
+    def run(self, unit: str, layer: int, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """Call a function as a unit that was declared."""
+        return self.runtime.run(unit, layer, function, *args, **options)
+
+    def reasons(self, kind: str) -> list[str]:
+        """Why units of this kind cannot be dropped."""
+        return [reason for (unit, _), reason in self.refused.items() if kind_of(unit) == kind]

@@ -1,0 +1,30 @@
+"""A run whose process groups talk over an emulated link, if its options ask for one."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from megatron.pretrain.config.groups.distributed import DistributedOptions
+from megatron.pretrain.distributed.emulated_link.link import EmulatedLink
+from megatron.pretrain.distributed.emulated_link.process_group import LinkedProcessGroups
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def emulated_link(options: DistributedOptions) -> Iterator[EmulatedLink | None]:
+    """Within, all transfers take the time of the link of `--emulate-link-gbps`; without the flag nothing changes.
+
+    Yields:
+        The link of this rank; None without the flag.
+    """
+    if options.emulate_link_gbps is None:
+        yield None
+        return
+    link = EmulatedLink(options.emulate_link_gbps, options.emulate_link_latency_us)
+    with LinkedProcessGroups(link):
+        logger.info("%s: from here on transfers take its time, not that of a real network", link.describe())
+        try:
+            yield link
+        finally:
+            logger.info("%s", link.traffic().describe())
