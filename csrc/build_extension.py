@@ -83,7 +83,7 @@ def host_jobs(compiler: tuple[str, ...], cuda: CudaToolkit | None, record: str, 
         name = source.removesuffix(".cpp").replace("/", "_")
         flags: tuple[str, ...] = ("-O2",)
         if source.startswith("bindings/"):
-            flags = ("-O2" if name == "bindings_trace" else "-O1", f"-I{pybind11_include()}", *python)
+            flags = ("-O1", f"-I{pybind11_include()}", *python)
         if source in KNOW_CUDA and cuda:
             flags += ("-DORC_WITH_CUDA", f"-I{cuda.home / 'include'}")
         if name == "bindings_build_record":
@@ -109,7 +109,8 @@ def relative_sources(*suffixes: str) -> list[str]:
 def cuda_jobs(cuda: CudaToolkit, compiler: tuple[str, ...]) -> list[Job]:
     """Everything that nvcc sees: no torch header, no pybind11."""
     host = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"
-    command = (cuda.nvcc, "-ccbin", compiler[0], "-std=c++17", "-O3", "-fmad=false", "-Xfatbin=-compress-all", host)
+    host_compiler = [word for word in compiler if not word.startswith("-")][-1]  # CXX may be "ccache g++ -m64"
+    command = (cuda.nvcc, "-ccbin", host_compiler, "-std=c++17", "-O3", "-fmad=false", "-Xfatbin=-compress-all", host)
     command += ("-DORC_WITH_CUDA", "-I.", *gencode_flags(cuda.architectures))
     return [
         Job(command=command, source=source, name=source.removesuffix(".cu").replace("/", "_") + "_cu")

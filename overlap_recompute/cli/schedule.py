@@ -153,10 +153,10 @@ def _report(schedule: _Schedule, width: int) -> str:
     ]
     total = f"{times.length_slots} slots with {lengths}; bubble {100 * times.bubble_fraction:.1f} %"
     legend = "0F3: forward pass of model chunk 0 on microbatch 3; B backward pass; = goes on; . idle"
-    legend += "; R recompute ahead; R! exposed recompute" if costs.recompute_slots else ""
-    note = "An abstract clock: it shows the order, it does not predict times."
+    legend += "\n0R3: recompute ahead for 0B3, in a wait; 0R3!: exposed recompute" if costs.recompute_slots else ""
+    note = "The clock is abstract: it shows the order, it does not predict times."
     drawing = draw_timeline(times, width)
-    return "\n".join([schedule.title, "", drawing, "", legend, "", table(header, rows), "", f"{total}. {note}", ""])
+    return "\n".join([schedule.title, "", drawing, "", legend, "", table(header, rows), "", total, note, ""])
 
 
 def _figures(schedule: _Schedule, rank: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Bytes held for backward, counted once per storage and exactly (docs/runtime.md, R12)."""
 
+from overlap_recompute.runtime.handles import Entry
+
 
 class Ledger:
     """Live byte counts of one runtime, and their peaks since `start_step`.
@@ -44,14 +46,37 @@ class Ledger:
         if held_bytes > self.held_peak_bytes:
             self.held_peak_bytes = held_bytes
 
-    def bring_back(self, nbytes: int, hidden: bool) -> None:
+    def bring_back(self, account: Entry, hidden: bool) -> None:
         """A dropped storage is in memory again."""
-        self.dropped_bytes -= nbytes
-        self.recomputed_bytes += nbytes
+        account.present, account.prefetched = True, hidden
+        self.dropped_bytes -= account.nbytes
+        self.recomputed_bytes += account.nbytes
         held_bytes = self.kept_bytes + self.recomputed_bytes
         if held_bytes > self.held_peak_bytes:
             self.held_peak_bytes = held_bytes
         if hidden:
-            self.prefetched_bytes += nbytes
+            self.prefetched_bytes += account.nbytes
             if self.prefetched_bytes > self.prefetched_peak_bytes:
                 self.prefetched_peak_bytes = self.prefetched_bytes
+
+    def use(self, account: Entry) -> None:
+        """Backward reads it: from now on it is part of what on-demand recompute would hold as well."""
+        if account.prefetched:
+            account.prefetched = False
+            self.prefetched_bytes -= account.nbytes
+
+    def take_away(self, account: Entry) -> None:
+        """The replay that had brought it back failed later on."""
+        self.use(account)
+        if account.present:
+            account.present = False
+            self.recomputed_bytes -= account.nbytes
+            self.dropped_bytes += account.nbytes
+
+    def let_go(self, account: Entry) -> None:
+        """Nobody refers to the storage any more."""
+        self.use(account)
+        if account.present:
+            self.recomputed_bytes -= account.nbytes
+        else:
+            self.dropped_bytes -= account.nbytes

@@ -8,26 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from overlap_recompute.runtime.ambient import Ambient
-from overlap_recompute.runtime.calls import (
-    Handle,
-    HandleArgument,
-    Microbatch,
-    OutputRef,
-    Phase,
-    Slot,
-    UnitCall,
-    forget_output,
-)
+from overlap_recompute.runtime.calls import Microbatch, Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
+from overlap_recompute.runtime.handles import Handle, OutputRef, forget_output
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.rng import RngKeeper, RngStates
-from overlap_recompute.runtime.state import RuntimeState
-from overlap_recompute.runtime.storages import Kept, KeptStorage, storage_of, version_of
+from overlap_recompute.runtime.state import RuntimeState, is_parameter
+from overlap_recompute.runtime.storages import Kept, KeptStorage, StaticRef, storage_of, version_of
 from overlap_recompute.runtime.trees import CONTAINERS, replace, tensors_in
 from overlap_recompute.runtime.units import Unit
 
 Watched = list[tuple[Tensor, int]]
-Known = dict[int, Kept | HandleArgument]
+Known = dict[int, Kept | Handle]
 
 
 class Recorder:
@@ -38,7 +30,7 @@ class Recorder:
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient) -> None:
         self.state, self._rng, self._ambient = state, rng, ambient
 
-    def pack(self, tensor: Tensor) -> Handle:
+    def pack(self, tensor: Tensor) -> Handle | Kept:
         """Pack hook of the forward pass: a handle where the tensor can be recomputed, the tensor where it is kept."""
         state = self.state
         call = state.running
@@ -53,25 +45,25 @@ class Recorder:
         key: int = storage._cdata
         output = state.outputs.get(key)
         if output is not None and output() is storage:
-            handle = output.handle(tensor)
+            handle = output.handle(tensor, False)
             if handle is not None:
                 return handle
-        if state.is_static(tensor, storage, key):
-            # A saved output that referred to its own node would keep the graph alive for ever; a parameter has none.
-            return Kept(tensor if type(tensor) is nn.Parameter else tensor.detach(), tensor._version, None)
+        static = state.static.get(key)
+        if static is not None and static() is storage:
+            return _static(static, tensor)
+        if is_parameter(tensor):
+            return Kept(tensor.detach(), tensor._version, None)
         if call is None or state.is_kept(key):
             return Kept(tensor.detach(), tensor._version, state.keep(storage, key))
         seen = state.seen.get(key)
-        if seen is not None and seen[0]() is storage:
-            dropped = seen[1]
+        if seen is not None and seen[0]() is storage and seen[1].sharers:
+            entry = call.add_entry(position, seen[1].nbytes, tensor, seen[1])
         else:
-            dropped = state.drop(storage.nbytes(), call)
-            state.seen[key] = (weakref.ref(storage), dropped)
-        slot = Slot(call, dropped, (tensor.shape, tensor.dtype))
+            entry = call.add_entry(position, storage.nbytes(), tensor, None)
+            state.seen[key] = (weakref.ref(storage), entry)
         if state.verify:
-            slot.reference = tensor.detach().clone()
-        call.add_slot(position, slot)
-        return slot
+            entry.reference = tensor.detach().clone()
+        return Handle(call, position, None, False)
 
     def run_unit(self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a unit in the forward pass of a microbatch.
@@ -148,12 +140,18 @@ class Recorder:
                 argument = known[id(value)] = self._store_tensor(call, value, watched)
             return argument
         if isinstance(value, CONTAINERS):
-            if call.nested_sources is None:
-                call.nested_sources = []
-            return replace(value, _is_tensor, lambda tensor: self._store_value(call, tensor, watched, known))
+            if call.nested is None:
+                call.nested = []
+            return replace(value, _is_tensor, lambda tensor: self._store_nested(call, tensor, watched, known))
         return value
 
-    def _store_tensor(self, call: UnitCall, tensor: Tensor, watched: Watched) -> Kept | HandleArgument:
+    def _store_nested(self, call: UnitCall, tensor: Tensor, watched: Watched, known: Known) -> Kept | Handle:
+        argument: Kept | Handle = self._store_value(call, tensor, watched, known)
+        if isinstance(argument, Handle) and call.nested is not None:
+            call.nested.append(argument)
+        return argument
+
+    def _store_tensor(self, call: UnitCall, tensor: Tensor, watched: Watched) -> Kept | Handle:
         state = self.state
         version = version_of(tensor)
         watched.append((tensor, version))
@@ -162,12 +160,9 @@ class Recorder:
         if storage is not None:
             key: int = storage._cdata
             output = state.outputs.get(key)
-            handle = output.handle(tensor) if output is not None and output() is storage else None
+            handle = output.handle(tensor, tensor.requires_grad) if output is not None and output() is storage else None
             if handle is not None:
-                argument = HandleArgument(handle, tensor.requires_grad)
-                if call.nested_sources is not None:
-                    call.nested_sources.append(argument)
-                return argument
+                return handle
             if type(tensor) is nn.Parameter:
                 return Kept(tensor, version, None)
             if not state.is_static(tensor, storage, key):
@@ -220,11 +215,21 @@ class Recorder:
                 continue
             ref = OutputRef(storage, forget_output)
             ref.key, ref.table, ref.call, ref.index = key, state.outputs, call, index
-            ref.version, ref.nbytes, ref.slot = tensor._version, storage.nbytes(), None
-            ref.geometry = tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype
+            ref.version, ref.nbytes, ref.dtype = tensor._version, storage.nbytes(), tensor.dtype
+            ref.view = (tensor.size(), tensor.stride(), tensor.storage_offset())
             seen = state.seen.get(key)
-            ref.group = weakref.ref(seen[1]) if seen is not None and seen[0]() is storage else None
+            ref.account = seen[1] if seen is not None and seen[0]() is storage else None
             state.outputs[key] = ref
+
+
+def _static(static: StaticRef, tensor: Tensor) -> Kept:
+    if type(tensor) is not nn.Parameter:
+        return Kept(tensor.detach(), tensor._version, None)
+    kept = static.kept
+    if kept is None or kept.tensor is not tensor or kept.version != tensor._version:
+        # A parameter is a leaf, so holding it as it is makes no cycle with its node.
+        kept = static.kept = Kept(tensor, tensor._version, None)
+    return kept
 
 
 def _is_tensor(value: Any) -> bool:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from overlap_recompute.runtime.ambient import Ambient
-from overlap_recompute.runtime.calls import HandleArgument, Phase, Slot, UnitCall
+from overlap_recompute.runtime.calls import Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, ReplayError, UnitError, UnsafeUnitError
+from overlap_recompute.runtime.handles import Entry, Handle
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.lanes import Lane
 from overlap_recompute.runtime.rng import RngKeeper
@@ -22,7 +23,7 @@ from overlap_recompute.runtime.trees import replace, tensors_in
 from overlap_recompute.runtime.verify import check_replay
 
 
-ARGUMENTS = (Kept, HandleArgument)
+ARGUMENTS = (Kept, Handle)
 
 
 class Replayer:
@@ -42,18 +43,14 @@ class Replayer:
         self._position = 0
         self._hidden = False
 
-    def demand(self, slot: Slot) -> Tensor:
-        """The tensor of a slot that backward waits for.
+    def demand(self, call: UnitCall) -> None:
+        """Backward waits for a call.
 
         Raises:
             ReplayError: the replay failed, now or earlier.
         """
         with self._lock:
-            if slot.tensor is None:
-                self.materialize(slot.call, hidden=False)
-            tensor = slot.tensor
-        assert tensor is not None, "a replay fills every living slot"
-        return tensor
+            self.materialize(call, hidden=False)
 
     def materialize(self, call: UnitCall, hidden: bool) -> None:
         """Replay `call` after what it depends on; nothing happens if that was done before."""
@@ -96,9 +93,7 @@ class Replayer:
 
     def _fail(self, call: UnitCall, error: BaseException) -> NoReturn:
         call.phase = Phase.FAILED
-        for slot in call.slots():
-            slot.tensor = None
-            slot.group.take_away()
+        call.take_away()
         if self._state.journal is not None:
             self._state.journal.add(Kind.REPLAY_FAILED, call.place, call.hidden)
         if isinstance(error, UnitError) or not isinstance(error, Exception):
@@ -136,14 +131,15 @@ class Replayer:
     def _arguments(self, call: UnitCall, hidden: bool) -> tuple[Sequence[Any], dict[str, Any]]:
         if tuple([parameter._version for parameter in call.unit.parameters]) != call.ambient.versions:
             raise _modified(call, "a parameter")
+        known: dict[int, Tensor] = {}
         try:
-            if call.nested_sources is not None:
-                return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden))
-            args = [a.resolve(hidden) if isinstance(a, ARGUMENTS) else a for a in call.args]
+            if call.nested is not None:
+                return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden, known))
+            args = [_resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for a in call.args]
             if not call.kwargs:
                 return args, {}
             items = call.kwargs.items()
-            return args, {k: a.resolve(hidden) if isinstance(a, ARGUMENTS) else a for k, a in items}
+            return args, {k: _resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for k, a in items}
         except InPlaceError as error:
             if error.place is not None:
                 raise
@@ -154,13 +150,13 @@ class Replayer:
         call, position = self._call, self._position
         assert call is not None, "the hooks are in force only while a call is replayed"
         self._position = position + 1
-        ref = call.refs.get(position) if call.refs is not None else None
-        slot = ref() if ref is not None else None
-        if slot is None:
+        entry = call.entries.get(position)
+        if entry is None:
             return
-        if (tensor.shape, tensor.dtype) != slot.geometry:
-            raise _differs(call, f"tensor {position}", slot.geometry, (tensor.shape, tensor.dtype))
-        slot.fill(tensor, self._hidden)
+        if tensor.dtype is not entry.dtype or tensor.numel() != entry.numel:
+            forward, replay = f"{entry.numel} of {entry.dtype}", f"{tensor.numel()} of {tensor.dtype}"
+            raise _differs(call, f"number of elements of saved tensor {position}", forward, replay)
+        call.fill(entry, tensor, self._hidden)
 
     def _refuse_backward(self, packed: Any) -> Tensor:
         raise UnsafeUnitError(
@@ -176,27 +172,32 @@ class Replayer:
         tensors = tensors_in(output)
         if len(tensors) != call.output_count:
             raise _differs(call, "number of outputs", call.output_count, len(tensors))
-        for position, ref in call.refs.items() if call.refs is not None else ():
-            if position < 0 and (slot := ref()) is not None:
-                _fill_output(call, ~position, slot, tensors[~position], hidden)
+        for position, entry in call.entries.items():
+            if position < 0:
+                _fill_output(call, ~position, entry, tensors[~position], hidden)
         if self._state.verify:
             check_replay(call, tensors)
 
 
-def _fill_output(call: UnitCall, index: int, slot: Slot, tensor: Tensor, hidden: bool) -> None:
-    geometry = tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype
+def _fill_output(call: UnitCall, index: int, entry: Entry, tensor: Tensor, hidden: bool) -> None:
+    view = (tensor.size(), tensor.stride(), tensor.storage_offset())
     nbytes = tensor.untyped_storage().nbytes()
-    if geometry != slot.geometry or nbytes != slot.group.nbytes:
-        raise _differs(call, f"output {index}", (*slot.geometry, slot.group.nbytes), (*geometry, nbytes))
-    slot.fill(tensor, hidden)
+    if view != entry.view or nbytes != entry.nbytes or tensor.dtype is not entry.dtype:
+        forward, replay = (entry.view, entry.dtype, entry.nbytes), (view, tensor.dtype, nbytes)
+        raise _differs(call, f"geometry of output {index}", forward, replay)
+    call.fill(entry, tensor, hidden)
 
 
 def _is_argument(value: Any) -> bool:
     return isinstance(value, ARGUMENTS)
 
 
-def _resolve(hidden: bool, value: Kept | HandleArgument) -> Tensor:
-    return value.resolve(hidden)
+def _resolve(hidden: bool, known: dict[int, Tensor], value: Kept | Handle) -> Tensor:
+    """The same tensor object for the same argument, since modules compare arguments by identity."""
+    tensor = known.get(id(value))
+    if tensor is None:
+        tensor = known[id(value)] = value.resolve(hidden)
+    return tensor
 
 
 def _modified(call: UnitCall, what: str) -> InPlaceError:

@@ -1,7 +1,6 @@
 """Overlapped activation recomputation for any `nn.Module` (docs/runtime.md)."""
 
 import operator
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -25,6 +24,7 @@ from overlap_recompute.runtime.replay import Replayer
 from overlap_recompute.runtime.report import StepReport, report_step
 from overlap_recompute.runtime.rng import RngKeeper, RngProvider
 from overlap_recompute.runtime.state import NO_LAYER, ReplayCounts, RuntimeState
+from overlap_recompute.runtime.storages import StaticRef
 from overlap_recompute.runtime.units import LayerForward, Unit, UnitForward
 
 Result = TypeVar("Result")
@@ -150,7 +150,8 @@ class Runtime:
         """Take note of the parameters and buffers of `model`; again, if they were moved to other storages."""
         for tensor in (*model.parameters(), *model.buffers()):
             storage = tensor.untyped_storage()
-            self._state.static[storage._cdata] = weakref.ref(storage)
+            ref = self._state.static[storage._cdata] = StaticRef(storage)
+            ref.kept = None
             self._rng.watch(tensor.device)
 
     def set_policy(self, policy: Policy) -> None:
@@ -163,6 +164,7 @@ class Runtime:
         """Put the `forward` of every attached module back."""
         self._attachments.restore()
         self._units.clear()
+        self._state.static.clear()
         self._checked = False
 
     def microbatch(self, key: Hashable) -> "MicrobatchScope":
@@ -194,7 +196,7 @@ class Runtime:
             UnfinishedError: handles are left; the message names the first ones.
         """
         state = self._state
-        left = [call for microbatch in self.queue.microbatches() for call in microbatch.living() if any(call.slots())]
+        left = [call for microbatch in self.queue.microbatches() for call in microbatch.living() if call.entries]
         if left:
             raise _unfinished(left)
         report = report_step(self.queue.microbatches(), state.ledger, state.replays)

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overlap_recompute.runtime.calls import Microbatch, OutputRef, Slot, UnitCall
+from overlap_recompute.runtime.calls import Microbatch, UnitCall
+from overlap_recompute.runtime.handles import Entry, OutputRef
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.ledger import Ledger
-from overlap_recompute.runtime.storages import DroppedStorage, KeptStorage, KeptTable, StaticTable
+from overlap_recompute.runtime.storages import KeptStorage, KeptTable, StaticTable
 
 NO_LAYER = -1
 """The layer to which what lies outside of every layer is attributed."""
@@ -33,8 +34,8 @@ class RuntimeState:
         self.replaying: UnitCall | None = None
         self.in_backward: Microbatch | None = None
         """The microbatch whose backward pass used something last."""
-        self.seen: dict[int, tuple[Any, DroppedStorage]] = {}
-        """Storages that the running call saved inside itself: address -> (weak reference, record)."""
+        self.seen: dict[int, tuple[Any, Entry]] = {}
+        """Storages that the running call saved inside itself: address -> (weak reference, their first entry)."""
         self.outputs: dict[int, OutputRef] = {}
         self.kept: KeptTable = {}
         self.static: StaticTable = {}
@@ -42,7 +43,7 @@ class RuntimeState:
         self.ledger = Ledger()
         self.journal = journal
         self.verify = verify
-        self.demand: Callable[[Slot], Tensor]
+        self.demand: Callable[[UnitCall], None]
         self.replays = ReplayCounts()
 
     def is_static(self, tensor: Tensor, storage: torch.UntypedStorage, key: int) -> bool:
@@ -50,8 +51,7 @@ class RuntimeState:
         ref = self.static.get(key)
         if ref is not None and ref() is storage:
             return True
-        # Types are compared because `isinstance(x, nn.Parameter)` runs Python code.
-        return type(tensor) is nn.Parameter or type(tensor._base) is nn.Parameter
+        return is_parameter(tensor)
 
     def is_kept(self, key: int) -> bool:
         """Whether the storage at this address stays in memory anyway (a record lives only while its storage does)."""
@@ -68,9 +68,11 @@ class RuntimeState:
             record = KeptStorage(self.ledger, self.kept, key, storage.nbytes(), microbatch.tally(self.layer))
         return record
 
-    def drop(self, nbytes: int, call: UnitCall) -> DroppedStorage:
-        """A new record of a storage of `call` that is not kept."""
-        return DroppedStorage(self.ledger, nbytes, call.microbatch.tally(call.unit.layer))
+
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether it is a parameter or a view of one, of whatever model."""
+    # Types are compared because `isinstance(x, nn.Parameter)` runs Python code.
+    return type(tensor) is nn.Parameter or type(tensor._base) is nn.Parameter
 
 
 class ReplayCounts:

@@ -23,7 +23,7 @@ class Tally:
 
 
 KeptTable = dict[int, "weakref.ref[KeptStorage]"]
-StaticTable = dict[int, "weakref.ref[torch.UntypedStorage]"]
+StaticTable = dict[int, "StaticRef"]
 
 
 def version_of(tensor: Tensor) -> int:
@@ -99,42 +99,10 @@ def _layer(layer: int) -> str:
     return f"layer {layer}" if layer >= 0 else "no layer"
 
 
-class DroppedStorage:
-    """A storage that handles stand for; its slots refer to this one object, whose death is its release."""
+class StaticRef(weakref.ref[torch.UntypedStorage]):
+    """Says that a storage belongs to a parameter or a buffer."""
 
-    __slots__ = ("ledger", "nbytes", "tally", "present", "prefetched", "__weakref__")
+    __slots__ = ("kept",)
 
-    def __init__(self, ledger: Ledger, nbytes: int, tally: Tally) -> None:
-        self.ledger, self.nbytes, self.tally = ledger, nbytes, tally
-        self.present = self.prefetched = False
-        ledger.dropped_bytes += nbytes
-        tally.dropped_bytes += nbytes
-
-    def bring_back(self, hidden: bool) -> None:
-        """A replay made it again; several slots of one storage say so, the first one counts."""
-        if not self.present:
-            self.present, self.prefetched = True, hidden
-            self.ledger.bring_back(self.nbytes, hidden)
-
-    def use(self) -> None:
-        """Backward reads it: from now on it is part of what on-demand recompute would hold as well."""
-        if self.prefetched:
-            self.prefetched = False
-            self.ledger.prefetched_bytes -= self.nbytes
-
-    def take_away(self) -> None:
-        """The replay that had brought it back failed later on."""
-        self.use()
-        if self.present:
-            self.present = False
-            self.ledger.recomputed_bytes -= self.nbytes
-            self.ledger.dropped_bytes += self.nbytes
-
-    def __del__(self) -> None:
-        self.use()
-        if not self.tally.closed:
-            self.tally.dropped_bytes -= self.nbytes
-        if self.present:
-            self.ledger.recomputed_bytes -= self.nbytes
-        else:
-            self.ledger.dropped_bytes -= self.nbytes
+    kept: Kept | None
+    """What stands for the parameter itself: one object for all calls until the parameter changes."""

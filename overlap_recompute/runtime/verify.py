@@ -28,11 +28,10 @@ def check_replay(call: UnitCall, outputs: Sequence[Tensor]) -> None:
     Raises:
         VerifyError: naming unit, layer, microbatch and the tensor that differs.
     """
-    for position, ref in (call.refs or {}).items():
-        slot = ref()
-        if slot is not None and slot.reference is not None and slot.tensor is not None:
-            _compare(call, f"tensor {position} that it saves", slot.reference, slot.tensor)
-            slot.reference = None
+    for position, entry in call.entries.items():
+        if entry.reference is not None and entry.tensor is not None:
+            _compare(call, f"tensor {position} that it saves", entry.reference, entry.tensor)
+            entry.reference = None
     for index, reference in (call.references or {}).items():
         _compare(call, f"output {index}", reference, outputs[index])
 

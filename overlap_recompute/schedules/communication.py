@@ -6,7 +6,9 @@ NOTE [ where transfers start and end ]
 2. A receive is waited for directly before the pass that needs it. That wait is the `pp_wait` window.
 3. A send starts directly after its pass, behind the receives of that place.
 4. A send is waited for late: before the pass that follows the next send of the same kind. By then it has ended, since
-   its receive had started first (1), and at most two outputs are held for sending.
+   its receive had started first (1), and at most two outputs are held for sending. An output's send is waited for
+   before its own backward pass at the latest, because the output may be freed by then (and its gradient is there, so
+   it has arrived).
 5. Between two ranks the receives start in the order of the sends, so no tags are needed.
 
    rank r:    F3 | RECV_F5  SEND_F3  [window] WAIT_RECV_B0 | B0 | RECV_B1  SEND_B0  [window] WAIT_RECV_F4 | F4 | ...
@@ -130,9 +132,17 @@ def _with_receives_at(shape: PipelineShape, rank: int, row: Actions, starts: dic
         receive = action.as_kind(_RECEIVE_FOR[action.kind])
         if message_of(receive, rank, shape) is not None:
             result.append(receive.as_kind(WAIT_OF[receive.kind]))
-        result += [*overdue, action]
+        result += [*overdue, *_end_send_before(action, unfinished), action]
     result += _start_send(row[-1], rank, shape, result, unfinished) if row else ()
     return (*result, *(send.as_kind(WAIT_OF[send.kind]) for send in unfinished.values()))
+
+
+def _end_send_before(action: Action, unfinished: dict[Kind, Action]) -> Actions:
+    """The wait for the output's send that a backward pass needs, if nothing has waited for it."""
+    own = action.as_kind(Kind.SEND_F)
+    if action.kind is Kind.F or unfinished.get(Kind.SEND_F) != own:
+        return ()
+    return (unfinished.pop(Kind.SEND_F).as_kind(Kind.WAIT_SEND_F),)
 
 
 def _start_send(

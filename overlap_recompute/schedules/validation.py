@@ -186,6 +186,11 @@ def _halves_of_transfers(lists: _Lists) -> Iterator[Fault]:
         if action.kind in _MADE_BY and lists.after(rank, action.as_kind(_MADE_BY[action.kind]), action):
             made_by = action.as_kind(_MADE_BY[action.kind])
             yield Fault(rank=rank, position=position, problem=f"{action} comes before {made_by}")
+        if action.kind is Kind.WAIT_SEND_F and lists.after(rank, action, action.as_kind(Kind.B)):
+            backward = action.as_kind(Kind.B)
+            yield Fault(
+                rank=rank, position=position, problem=f"{action} comes after {backward}, which frees the output"
+            )
         if action.kind in WAIT_OF and action.as_kind(WAIT_OF[action.kind]) not in at:
             yield Fault(rank=rank, position=position, problem=f"nothing waits for the end of {action}")
         if action.kind in POST_OF and at.get(action.as_kind(POST_OF[action.kind]), position) >= position:

@@ -21,7 +21,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "overlap_recompute.planner": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.simulator"),
     "overlap_recompute.runtime": ("overlap_recompute.plan", "overlap_recompute.ops"),
     "overlap_recompute.cli": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.simulator", "overlap_recompute.planner", "overlap_recompute.ops"),
-    "megatron.overlap": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.ops", "overlap_recompute.runtime"),
+    "megatron.overlap": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.ops", "overlap_recompute.runtime", "megatron.pretrain.platform"),
     "megatron.pretrain.config": ("overlap_recompute.plan",),
     "megatron.pretrain.platform": ("overlap_recompute.plan", "megatron.pretrain.config"),
     "megatron.pretrain.logs": ("overlap_recompute.plan", "megatron.pretrain.config", "megatron.pretrain.platform"),
@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "megatron.pretrain.model": ("overlap_recompute.plan", "megatron.pretrain.config", "megatron.pretrain.platform"),
     "megatron.pretrain.distributed": ("overlap_recompute.plan", "megatron.pretrain.config", "megatron.pretrain.platform"),
     "megatron.pretrain.checkpoint": ("overlap_recompute.plan", "megatron.pretrain.config", "megatron.pretrain.platform", "megatron.pretrain.training.state"),
-    "megatron.pretrain.training": ("overlap_recompute.plan", "megatron.pretrain"),
+    "megatron.pretrain.training": ("overlap_recompute.plan", "megatron.pretrain", "megatron.overlap"),
     "megatron.pretrain.main": ("overlap_recompute.plan", "megatron.pretrain"),
 }  # fmt: skip
 

@@ -36,24 +36,26 @@ class AttentionAdapter:
         binder.replacements.set(upstream, "apply_rotary_pos_emb", self._rotary)
 
     def attach(self, attention: Any, layer: int) -> None:
-        """Name the units of one attention module; other kinds than self-attention stay as they are."""
-        if not isinstance(attention, upstream.SelfAttention):
+        """Name the units of one attention module; of other kinds than self-attention only core attention."""
+        if isinstance(attention, upstream.SelfAttention):
+            self._attach_projection(attention, layer)
+            self._binder.declare("rotary", layer)
+            self._mark_layer(attention, layer)
+        if not isinstance(attention, upstream.Attention) or isinstance(attention.core_attention, IdentityOp):
             return
-        binder, config = self._binder, attention.config
-        gathers = _why_projection_gathers(attention)
-        if gathers is None:
-            binder.declare("linear_qkv", layer)
-            project = attention.get_query_key_value_tensors
-            run = partial(binder.run, "linear_qkv", layer, project)
-            binder.replacements.set(attention, "get_query_key_value_tensors", run)
+        if attention.config.context_parallel_size > 1:
+            self._binder.refuse("core_attention", layer, "it gathers keys and values over the context-parallel ranks")
         else:
-            binder.refuse("linear_qkv", layer, gathers)
-        if config.context_parallel_size > 1:
-            binder.refuse("core_attention", layer, "it gathers keys and values over the context-parallel ranks")
-        elif not isinstance(attention.core_attention, IdentityOp):
-            binder.attach(attention.core_attention, "core_attention", layer)
-        binder.declare("rotary", layer)
-        self._mark_layer(attention, layer)
+            self._binder.attach(attention.core_attention, "core_attention", layer)
+
+    def _attach_projection(self, attention: Any, layer: int) -> None:
+        gathers = _why_projection_gathers(attention)
+        if gathers is not None:
+            self._binder.refuse("linear_qkv", layer, gathers)
+            return
+        self._binder.declare("linear_qkv", layer)
+        run = partial(self._binder.run, "linear_qkv", layer, attention.get_query_key_value_tensors)
+        self._binder.replacements.set(attention, "get_query_key_value_tensors", run)
 
     def _mark_layer(self, attention: Any, layer: int) -> None:
         """While this module's forward runs, rotary embedding belongs to its layer."""

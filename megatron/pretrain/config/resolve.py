@@ -192,6 +192,18 @@ def _tokenizer_type(config: PretrainConfig) -> tuple[PretrainConfig, str | None]
     return _set(config, "data", tokenizer_type="NullTokenizer"), None
 
 
+def _emulated_link(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
+    """Settles nothing: the note labels the log and the metrics file."""
+    options = config.distributed
+    if options.emulate_link_gbps is None:
+        return config, None
+    note = (
+        f"the link between ranks is emulated, {options.emulate_link_gbps:g} Gbit/s each way and "
+        f"{options.emulate_link_latency_us:g} us: times are not those of a network"
+    )
+    return config, None if note in config.notes else note
+
+
 RESOLVERS: tuple[Resolver, ...] = (
     _shape,
     _transformer_impl,
@@ -211,4 +223,5 @@ RESOLVERS: tuple[Resolver, ...] = (
     _data_args_path,
     _split,
     _tokenizer_type,
+    _emulated_link,
 )

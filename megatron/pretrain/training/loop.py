@@ -13,6 +13,7 @@ from megatron.pretrain.logs.records import EXIT, EventRecord
 from megatron.pretrain.logs.run_log import RunLog
 from megatron.pretrain.training.evaluate import Evaluation, evaluate
 from megatron.pretrain.training.interval import Interval
+from megatron.pretrain.training.overlap import Overlap
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import TrainingState
 from megatron.pretrain.training.step import BatchIterator, StepResult, TrainStep
@@ -34,6 +35,7 @@ class Trainer:
         reporter: turns figures into records.
         checkpoints: saves and finalizes.
         stop: conditions that end the run before its last iteration.
+        overlap: overlapped recompute; None when it is off.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Trainer:
         reporter: Reporter,
         checkpoints: CheckpointManager,
         stop: StopConditions,
+        overlap: Overlap | None = None,
     ) -> None:
         self.config, self.state, self.train_iterators = config, state, train_iterators
         self._run_log, self._reporter, self._checkpoints, self._stop = run_log, reporter, checkpoints, stop
@@ -85,7 +88,8 @@ class Trainer:
         self._checkpoints.finalize(blocking=False)
         self._run_log.advance(iteration)
         if iteration % config.logging.log_interval == 0 or iteration == config.train_iters:
-            self._run_log.record(self._reporter.iteration(self.state, self._interval.close()))
+            extra = self._overlap.figures.take() if self._overlap is not None else {}
+            self._run_log.record(self._reporter.iteration(self.state, self._interval.close(), extra))
         started_s = time.perf_counter()
         if self._is_due(config.training.eval_interval) and config.training.eval_iters:
             self._validate()

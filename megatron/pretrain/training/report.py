@@ -35,8 +35,10 @@ class Reporter:
         self._config, self._device = config, device
         self._flops, self._timers = flops_per_iteration, timers
 
-    def iteration(self, state: TrainingState, figures: IntervalFigures) -> IterationRecord:
-        """Describe the iterations since the last record."""
+    def iteration(
+        self, state: TrainingState, figures: IntervalFigures, extra: Mapping[str, float] | None = None
+    ) -> IterationRecord:
+        """Describe the iterations since the last record; `extra` are figures of optional parts."""
         config = self._config
         elapsed_s = figures.elapsed_s / figures.iterations
         memory = self._extremes(float(peak_memory_bytes(self._device.type)))
@@ -59,6 +61,7 @@ class Reporter:
             peak_memory_min_bytes=int(memory[0]),
             peak_memory_max_bytes=int(memory[1]),
             timers_ms=self._timers_ms(figures.iterations),
+            extra=extra or {},
         )
 
     def evaluation(self, state: TrainingState, found: Evaluation, split: str, elapsed_s: float) -> EvaluationRecord:

@@ -16,6 +16,7 @@ from megatron.pretrain.data.blends import data_plan
 from megatron.pretrain.data.datasets import DatasetSplits, build_datasets
 from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size
 from megatron.pretrain.distributed.cluster import Cluster
+from megatron.pretrain.distributed.emulated_link import emulated_link
 from megatron.pretrain.distributed.initialize import initialize_distributed
 from megatron.pretrain.logs.model_shape import ModelShape, parameter_count, shape_of
 from megatron.pretrain.logs.records import CHECKPOINT_SAVED, RESUMED, EventRecord
@@ -26,6 +27,7 @@ from megatron.pretrain.platform import versions
 from megatron.pretrain.training.batches import build_iterators
 from megatron.pretrain.training.loop import Trainer
 from megatron.pretrain.training.optimizer import build_optimizer, build_scheduler
+from megatron.pretrain.training.overlap import Overlap, open_overlap
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import Progress, TrainingState
 from megatron.pretrain.training.stop import StopConditions
@@ -57,6 +59,7 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
     transformer_config = build_transformer_config(config)  # refuses what it must before any process group exists
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(initialize_distributed(config, device))
+        stack.enter_context(emulated_link(config.distributed))
         _greet(config, cluster)
         state, shape = build_state(config, transformer_config, vocab_size, device)
         identity = {**config.identity(), "vocab_size": tokenizer.vocab_size}
@@ -75,7 +78,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
             splits = build_datasets(config, tokenizer)
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
-        trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, device)
+        overlap = stack.enter_context(open_overlap(config, state.model, device))
+        trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, device)
         if loaded is not None:
             message = f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}"
             run_log.record(EventRecord(iteration=loaded.iteration, event=RESUMED, message=message))
@@ -171,6 +175,7 @@ def _trainer(
     run_log: RunLog,
     checkpoints: CheckpointManager,
     stop: StopConditions,
+    overlap: Overlap | None,
     device: torch.device,
 ) -> Trainer:
     # Read from the flags, not from the datasets: a rank that reads no data must take part in evaluations too.
@@ -192,4 +197,5 @@ def _trainer(
         ),
         checkpoints=checkpoints,
         stop=stop,
+        overlap=overlap,
     )

@@ -1,6 +1,7 @@
 """One training step: forward and backward over all microbatches, the update, and the figures it yields."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron.pretrain.config import PretrainConfig
+from megatron.pretrain.training.overlap import Overlap
 from megatron.pretrain.training.state import TrainingState
 
 Batch = dict[str, torch.Tensor]
@@ -96,13 +98,14 @@ class TrainStep:
         for chunk in state.model:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
-        figures = self._forward_backward(
-            forward_step_func=forward_step,
-            data_iterator=iterators,
-            model=state.model,
-            forward_only=False,
-            **self._shape,
-        )
+        with self._around():
+            figures = self._forward_backward(
+                forward_step_func=self._forward_step,
+                data_iterator=iterators,
+                model=state.model,
+                forward_only=False,
+                **self._shape,
+            )
         self._before_update()
         updated, grad_norm, zeros_in_grad = state.optimizer.step()
         if updated:

@@ -23,7 +23,9 @@ from megatron.pretrain.config.refused_flags import REFUSALS, REFUSED_VALUES, fin
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
 SURFACE = HERE / "flag_surface.txt"
-OWN_FLAGS = {"--metrics-file", "--progress-bar", "--liveness-timeout-s"}
+OWN_FLAGS = {
+    "--metrics-file", "--progress-bar", "--liveness-timeout-s", "--emulate-link-gbps", "--emulate-link-latency-us",
+}  # fmt: skip
 
 
 def megatron_lm_flags() -> list[str]:

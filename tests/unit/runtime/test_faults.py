@@ -267,11 +267,11 @@ UNSTEADY: dict[str, tuple[Callable[..., Any], str]] = {
     "saves less": (lambda u, x: x * u.weight if u.calls > 1 else (x * u.weight).sin(), "number of saved tensors"),
     "another shape inside": (
         lambda u, x: (x * u.weight).repeat(1 + (u.calls > 1), 1).sin()[:2].clone(),
-        "tensor 1 of the replay",
+        "saved tensor 1 of the replay",
     ),
     "another stride": (
         lambda u, x: (lambda y: y.t().contiguous().t() if u.calls > 1 else y.clone())(x * u.weight),
-        "output 0 of the replay",
+        "geometry of output 0 of the replay",
     ),
     "fewer outputs": (lambda u, x: (x * u.weight,) if u.calls > 1 else (x * u.weight, x + 1), "number of outputs"),
     "backward inside": (

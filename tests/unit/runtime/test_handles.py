@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overlap_recompute.runtime import Journal, Kind, Policy, Runtime
-from overlap_recompute.runtime.calls import OutputRef, OutputView, Slot, UnitCall
+from overlap_recompute.runtime.calls import UnitCall
+from overlap_recompute.runtime.handles import Entry, Handle, OutputRef
 from tests.unit.runtime.support import attached, never, same_bits
 
 
@@ -239,7 +240,7 @@ def test_nothing_needs_the_garbage_collector() -> None:
     try:
         functions, body = BODIES["arguments in containers"]
         check(functions, body, fill=True)
-        assert not [found for found in gc.get_objects() if type(found) in (Slot, OutputView, UnitCall)]
+        assert not [found for found in gc.get_objects() if type(found) in (Handle, Entry, UnitCall)]
     finally:
         gc.enable()
 
@@ -259,7 +260,7 @@ def test_an_address_that_is_used_again_is_another_storage() -> None:
             assert key not in state.outputs, "an output that died is forgotten at once"
             other = torch.ones(1, 4, requires_grad=True) * 1
             stale = OutputRef(torch.ones(1).untyped_storage())
-            for name in ("key", "table", "call", "index", "version", "geometry", "nbytes", "group", "slot"):
+            for name in ("key", "table", "call", "index", "version", "view", "dtype", "nbytes", "account"):
                 setattr(stale, name, getattr(ref, name))
             state.outputs[other.untyped_storage()._cdata] = stale
             loss = (other**2).sum()

@@ -1,4 +1,4 @@
-"""The schedules in tests/golden/schedules. `python -m tests.unit.schedules.goldens` writes them anew; look at the diff."""
+"""The schedules in tests/golden/schedules. `python -m tests.unit.schedules.goldens` writes them anew."""
 
 from collections.abc import Mapping
 from pathlib import Path

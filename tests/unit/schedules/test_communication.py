@@ -67,9 +67,11 @@ def test_receives_start_a_pass_ahead_and_sends_are_waited_for_late(layout: Layou
 
 
 def _check_sends(row: Actions) -> None:
-    """Never more than two of a kind on their way, and the wait comes behind the next send of the kind."""
+    """Never more than two of a kind on their way, and none is left when the output's backward pass comes."""
     on_the_way: Counter[Kind] = Counter()
-    for action in row:
+    for index, action in enumerate(row):
+        if action.kind is Kind.B and action.as_kind(Kind.SEND_F) in row:
+            assert action.as_kind(Kind.WAIT_SEND_F) in row[:index]
         if action.kind in (Kind.SEND_F, Kind.SEND_B):
             on_the_way[action.kind] += 1
             assert on_the_way[action.kind] <= 2
@@ -89,7 +91,7 @@ def test_one_receive_at_a_time_waits_beside_compute_in_1f1b() -> None:
 def test_the_lists_of_the_smallest_pipeline() -> None:
     first, second = with_communication(one_f_one_b(2, 2))
     assert first == parse_actions(
-        "0F0 0RECV_B0 0SEND_F0 0F1 0RECV_B1 0SEND_F1 0WAIT_RECV_B0 0WAIT_SEND_F0 0B0 0WAIT_RECV_B1 0B1 0WAIT_SEND_F1"
+        "0F0 0RECV_B0 0SEND_F0 0F1 0RECV_B1 0SEND_F1 0WAIT_RECV_B0 0WAIT_SEND_F0 0B0 0WAIT_RECV_B1 0WAIT_SEND_F1 0B1"
     )
     assert second == parse_actions(
         "0RECV_F0 0WAIT_RECV_F0 0F0 0RECV_F1 0B0 0SEND_B0 0WAIT_RECV_F1 0F1 0B1 0SEND_B1 0WAIT_SEND_B0 0WAIT_SEND_B1"

@@ -29,9 +29,9 @@ def test_hidden_and_exposed_recompute_look_different() -> None:
         [
             "slot      0    1    2    3    4    5",
             "rank 0  0F0  0R0    =    .    .  0B0",
-            "rank 1    . 0F0 0R0!    =  0B0    .",
+            "rank 1    .  0F0 0R0!    =  0B0    .",
         ]
-    ).replace(" 0F0 0R0!", "  0F0 0R0!")
+    )
 
 
 def test_a_long_timeline_is_wrapped_and_loses_nothing() -> None:
@@ -68,6 +68,4 @@ def test_marks_stand_behind_their_cell_and_far_lines_are_left_out() -> None:
     lines = drawing.splitlines()
     assert "  10  0F10 <-- HERE" in lines
     assert "   5  0F5            <-- THERE" in lines
-    assert lines[1].split() == ["1", "0F1", "0F1"] or lines[1].strip() == "..."
-    assert "0F19" not in drawing
-    assert lines[-1].strip() == "..."
+    assert [line.split()[0] for line in lines] == ["step", "...", *map(str, range(1, 15)), "..."]

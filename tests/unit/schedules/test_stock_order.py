@@ -8,6 +8,8 @@ from overlap_recompute.schedules.builders import group_order
 
 from .stock import schedules, stock_order
 
+pytestmark = pytest.mark.filterwarnings("ignore:full scope is deprecated")  # stock's, about its own default
+
 PLAIN = [(pp, microbatches) for pp in (1, 2, 3, 4, 8) for microbatches in (1, 2, 3, 5, 8, 13)]
 INTERLEAVED = [
     (pp, vpp, microbatches, group)

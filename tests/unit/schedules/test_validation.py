@@ -13,6 +13,7 @@ from overlap_recompute.plan.actions import (
     Grid,
     Kind,
     ScheduleError,
+    format_actions,
     parse_action,
     parse_actions,
 )
@@ -41,10 +42,6 @@ def moved(row: Actions, text: str, before: str) -> Actions:
     return tuple(rest)
 
 
-def replaced(row: Actions, text: str, by: str) -> Actions:
-    return tuple(parse_action(by) if str(action) == text else action for action in row)
-
-
 # Name, the lists, and the cells: rank, text of the action there ("" for the end of the list), part of the problem.
 FAULTS: list[tuple[str, Grid, list[tuple[int, str, str]]]] = [
     ("forward twice", ((*FORWARD, parse_action("0F0")), BACKWARD), [(0, "0F0", "twice")]),
@@ -71,10 +68,15 @@ FAULTS: list[tuple[str, Grid, list[tuple[int, str, str]]]] = [
         (without(FORWARD, "0SEND_F1", "0WAIT_SEND_F1"), BACKWARD),
         [(0, "0F1", "never sent")],
     ),
+    (
+        "sent until after backward",
+        ((*without(FORWARD, "0WAIT_SEND_F2"), parse_action("0WAIT_SEND_F2")), BACKWARD),
+        [(0, "0WAIT_SEND_F2", "comes after 0B2, which frees the output")],
+    ),
     ("sent too early", (moved(FORWARD, "0SEND_F1", "0F1"), BACKWARD), [(0, "0SEND_F1", "comes before 0F1")]),
     (
         "sent beyond the end",
-        (FORWARD, (*BACKWARD, *parse_actions("0SEND_F0 0WAIT_SEND_F0"))),
+        (FORWARD, parse_actions(format_actions(BACKWARD).replace(" 0F0 ", " 0F0 0SEND_F0 0WAIT_SEND_F0 "))),
         [(1, "0SEND_F0", "no peer"), (1, "0WAIT_SEND_F0", "no peer")],
     ),
     (

@@ -158,6 +158,18 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         holds=lambda config: bool(config.logging.wandb_project),
         condition="--wandb-project",
     ),
+    Dependency(
+        group="distributed",
+        fields=("emulate_link_gbps",),
+        holds=lambda config: config.distributed.distributed_backend == "gloo",
+        condition="--distributed-backend gloo",
+    ),
+    Dependency(
+        group="distributed",
+        fields=("emulate_link_latency_us",),
+        holds=lambda config: config.distributed.emulate_link_gbps is not None,
+        condition="--emulate-link-gbps",
+    ),
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron.pretrain.config.ranges import PositiveFloat
+from megatron.pretrain.config.ranges import NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +18,9 @@ class DistributedOptions:
 
     liveness_timeout_s: PositiveFloat = 30.0
     """Seconds without a sign of life after which a rank counts as lost and all others stop. (Own flag.)"""
+
+    emulate_link_gbps: PositiveFloat | None = None
+    """Gbit/s each way of an emulated link between ranks: transfers take its time, on one machine. (Own flag.)"""
+
+    emulate_link_latency_us: NonNegativeFloat = 0.0
+    """Microseconds that each message needs on the emulated link, besides its bytes. (Own flag.)"""

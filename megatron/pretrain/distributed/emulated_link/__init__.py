@@ -4,9 +4,8 @@ Reading order: `link` (how long transfers take, and how they queue), `transfers`
 (waiting and polling), `process_group` (where it hooks in), `session` (a run with one). See docs/linklab.md.
 """
 
-from megatron.pretrain.distributed.emulated_link.link import EmulatedLink, EmulatedTraffic
+from megatron.pretrain.distributed.emulated_link.link import EmulatedLink, EmulatedTraffic, Transfer
 from megatron.pretrain.distributed.emulated_link.process_group import LinkedProcessGroups
 from megatron.pretrain.distributed.emulated_link.session import emulated_link
-from megatron.pretrain.distributed.emulated_link.transfers import Transfer
 
 __all__ = ["EmulatedLink", "EmulatedTraffic", "LinkedProcessGroups", "Transfer", "emulated_link"]

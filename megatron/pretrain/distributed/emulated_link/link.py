@@ -18,8 +18,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron.pretrain.distributed.emulated_link.transfers import Transfer
 from overlap_recompute.plan.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """The share of one rank in one operation."""
+
+    sent_bytes: int | None
+    """What leaves this rank; None: the outgoing direction is not used."""
+
+    received_bytes: int | None
+    """What comes in; None: the incoming direction is not used."""
+
+    messages: int
+    """Messages that follow one another: each costs the latency once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,7 +117,9 @@ class LinkedProcessGroups:
             size = group.size()
             if name not in installed or size == 1 or group.name() != "gloo":
                 return work
-            transfer = transfer_of(size, group.rank(), {**dict(zip(arguments, args, strict=False)), **options})
+            # The leading arguments are the tensors, in the same order in every torch; their names differ.
+            values = dict(zip(arguments, (*args, *options.values()), strict=False))
+            transfer = transfer_of(size, group.rank(), values)
             return follow(work, transfer, link, waiters)
 
         setattr(linked, MARK, link)
@@ -133,5 +135,5 @@ def _require_known_methods() -> None:
             "torch 2.6 to 2.13",
             "install one of these, or run without --emulate-link-gbps",
         )
-    if any(hasattr(vars(ProcessGroup)[name], MARK) for names in OPERATIONS for name in names if name in vars(ProcessGroup)):
+    if hasattr(vars(ProcessGroup)["allreduce"], MARK):
         raise UserError("a second emulated link", "one in a process", "remove the first one before")

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from megatron.pretrain.config.groups.distributed import DistributedOptions
+from megatron.pretrain.config import DistributedOptions
 from megatron.pretrain.distributed.emulated_link.link import EmulatedLink
 from megatron.pretrain.distributed.emulated_link.process_group import LinkedProcessGroups
 

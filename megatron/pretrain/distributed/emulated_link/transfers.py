@@ -6,25 +6,11 @@ clusters of workstations", 2009); small tree operations count their whole payloa
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """The share of one rank in one operation."""
-
-    sent_bytes: int | None
-    """What leaves this rank; None: the outgoing direction is not used."""
-
-    received_bytes: int | None
-    """What comes in; None: the incoming direction is not used."""
-
-    messages: int
-    """Messages that follow one another: each costs the latency once."""
-
+from megatron.pretrain.distributed.emulated_link.link import Transfer
 
 TransferOf = Callable[[int, int, Mapping[str, Any]], Transfer]
 """Ranks of the group, this rank in it, and the operation's arguments by name, to its transfer."""

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed import Work
 
-from megatron.pretrain.distributed.emulated_link.link import EmulatedLink
-from megatron.pretrain.distributed.emulated_link.transfers import Transfer
+from megatron.pretrain.distributed.emulated_link.link import EmulatedLink, Transfer
 
 Job = Callable[[], None]
 

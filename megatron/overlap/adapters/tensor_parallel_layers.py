@@ -1,0 +1,29 @@
+"""Hooks megatron/core/tensor_parallel/layers.py of megatron-core 0.16.1."""
+
+from megatron.core.tensor_parallel import layers as upstream
+
+from megatron.overlap.adapters.collectives import WindowedCollectives
+from megatron.overlap.replacements import Replacements, require_shape
+from megatron.pretrain.platform.seam import Expected
+
+_EXPECTED = (
+    Expected(name="LinearWithGradAccumulationAndAsyncCommunication.backward", parameters=("ctx", "grad_output")),
+    Expected(name="LinearWithFrozenWeight.backward", parameters=("ctx", "grad_output")),
+)
+_BOUND_AT_IMPORT = {
+    "dist_all_gather_func": "all_gather_into_tensor",
+    "dist_reduce_scatter_func": "reduce_scatter_tensor",
+}
+"""Names that upstream binds at import, and the collectives that they stand for."""
+
+
+def hook_layers(replacements: Replacements, collectives: WindowedCollectives) -> None:
+    """Let the module's collectives open windows.
+
+    Raises:
+        UserError: megatron-core has another shape here.
+    """
+    require_shape(upstream, "opens windows in the backward pass of linears", *_EXPECTED)
+    replacements.set(upstream, "torch", collectives.torch_for(upstream))
+    for name, collective in _BOUND_AT_IMPORT.items():
+        replacements.set(upstream, name, collectives.collective(collective))

@@ -1,0 +1,98 @@
+"""What overlapped recompute did since the last line of the log, all ranks together."""
+
+from collections.abc import Mapping
+
+import torch
+
+from megatron.overlap.window_log import WindowSums
+from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.runtime import StepReport
+
+PREFIX = "overlap/"
+NS_PER_MS = 1e6
+US_PER_MS = 1e3
+
+
+class Figures:
+    """Adds up the steps of one rank; `take` joins the ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: where collectives of this job take their tensors from."""
+        self._device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps = 0
+        self._hidden_ms = self._exposed_ms = 0.0
+        self._windows = {kind: WindowSums() for kind in WindowKind}
+        self._peaks = dict.fromkeys(_PEAKS, 0)
+
+    def add(self, report: StepReport, windows: Mapping[WindowKind, WindowSums]) -> None:
+        """Count one step."""
+        self._steps += 1
+        self._hidden_ms += report.hidden_us / US_PER_MS
+        self._exposed_ms += report.exposed_us / US_PER_MS
+        for kind, sums in windows.items():
+            self._windows[kind].join(sums)
+        for name, value in _bytes_of(report).items():
+            self._peaks[name] = max(self._peaks[name], value)
+
+    def take(self) -> dict[str, float]:
+        """The figures of a step, and start anew. Every rank calls it at the same step.
+
+        Times are means over ranks and steps, in milliseconds; bytes are those of the rank that holds most.
+        """
+        sums = [self._hidden_ms, self._exposed_ms]
+        for kind in WindowKind:
+            found = self._windows[kind]
+            sums += [found.length_ns / NS_PER_MS, found.filled_ns / NS_PER_MS, found.overrun_ns / NS_PER_MS, found.windows]
+        ranks = torch.distributed.get_world_size()
+        means = self._reduced(sums, torch.distributed.ReduceOp.SUM)
+        means = [value / ranks / max(1, self._steps) for value in means]
+        peaks = self._reduced([float(value) for value in self._peaks.values()], torch.distributed.ReduceOp.MAX)
+        self._reset()
+        return {PREFIX + name: value for name, value in _named(means, peaks).items()}
+
+    def _reduced(self, values: list[float], operation: torch.distributed.ReduceOp.RedOpType) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(tensor, op=operation)
+        reduced: list[float] = tensor.tolist()
+        return reduced
+
+
+_PEAKS = (
+    "kept_bytes_per_microbatch",
+    "dropped_bytes_per_microbatch",
+    "kept_peak_bytes",
+    "held_peak_bytes",
+    "prefetched_peak_bytes",
+)
+
+
+def _bytes_of(report: StepReport) -> dict[str, int]:
+    kept: dict[object, int] = {}
+    dropped: dict[object, int] = {}
+    for layer in report.layers:
+        kept[layer.microbatch] = kept.get(layer.microbatch, 0) + layer.kept_bytes
+        dropped[layer.microbatch] = dropped.get(layer.microbatch, 0) + layer.dropped_bytes
+    values = (
+        max(kept.values(), default=0),
+        max(dropped.values(), default=0),
+        report.kept_peak_bytes,
+        report.held_peak_bytes,
+        report.prefetched_peak_bytes,
+    )
+    return dict(zip(_PEAKS, values, strict=True))
+
+
+def _named(means: list[float], peaks: list[float]) -> dict[str, float]:
+    hidden_ms, exposed_ms = means[:2]
+    named = {"hidden_recompute_ms": hidden_ms, "exposed_recompute_ms": exposed_ms}
+    for number, kind in enumerate(WindowKind):
+        window_ms, filled_ms, overrun_ms, windows = means[2 + 4 * number : 6 + 4 * number]
+        if windows:
+            named[f"windows/{kind.value}"] = windows
+            named[f"window_ms/{kind.value}"] = window_ms
+            named[f"filled_ms/{kind.value}"] = filled_ms
+            named[f"overrun_ms/{kind.value}"] = overrun_ms
+    return named | dict(zip(_PEAKS, peaks, strict=True))

@@ -1,0 +1,225 @@
+"""Overlapped recompute of one rank, from the model's units to the figures of a step."""
+
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from megatron.overlap.adapters.collectives import Kinds, WindowedCollectives
+from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
+from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
+from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
+from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
+from megatron.overlap.binder import Binder
+from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
+from megatron.overlap.figures import Figures
+from megatron.overlap.policy import choose_policy
+from megatron.overlap.replacements import Replacements
+from megatron.overlap.settings import MicrobatchKey, OverlapSettings
+from megatron.overlap.step_trace import StepTrace
+from megatron.overlap.window_log import WindowLog
+from megatron.overlap.windows import Windows
+from overlap_recompute.plan.actions import Kind
+from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.runtime import CudaStreams, Decision, InlineLane, Journal, Policy, Runtime, StreamLane
+from overlap_recompute.schedules.builders import pipeline_schedule
+
+logger = logging.getLogger(__name__)
+
+ForwardStep = Callable[[Any, nn.Module], tuple[Tensor, Callable[..., Any]]]
+LAYERS_AHEAD = 2
+"""Without a cap of the user's: bytes of so many layers may be brought back ahead, the one in backward and the next."""
+WINDOWS_PER_LAYER = 2
+"""Of a layer's backward pass: one behind its attention, one behind its feed-forward block."""
+
+
+class OverlapSession:
+    """Attaches the units of this rank's model chunks, opens windows in training steps, and takes all of it back.
+
+    Args:
+        settings: the place of this rank and what to drop.
+        chunks: its model chunks, wrapped as they train, on their device.
+        journal: where to record every happening; None for no record but the trace.
+
+    Raises:
+        ConfigError: a unit that was named cannot be dropped here, or the ranks were given different flags.
+        UserError: megatron-core has another shape than the adapters were written for.
+    """
+
+    def __init__(self, settings: OverlapSettings, chunks: Sequence[nn.Module], journal: Journal | None = None) -> None:
+        self.settings = settings
+        self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
+        self._counts = [0] * len(chunks)
+        self._replacements = Replacements()
+        self._trace = StepTrace(settings) if settings.trace_folder is not None else None
+        journal = journal or (self._trace.journal if self._trace is not None else None)
+        on_device = settings.device.type == "cuda"
+        self.runtime = Runtime(
+            Policy.save_all(),
+            lane=StreamLane(CudaStreams(settings.device)) if on_device else InlineLane(),
+            prefetch_cap_bytes=settings.prefetch_cap_bytes or 0,
+            rng_providers=(TrackerRng(),),
+            journal=journal,
+            verify=settings.verify,
+        )
+        self.figures = Figures(settings.device)
+        log = WindowLog(self._trace.window if self._trace is not None else None)
+        try:
+            _check_same_flags(settings)
+            units_per_window = self._attach(chunks)
+            closing: Closing = DeviceClosing(units_per_window) if on_device else HostClosing()
+            self.windows = Windows(self.runtime, closing, log, fills=not settings.serialize)
+            collectives = WindowedCollectives(self.windows, _kinds_of_groups())
+            hook_mappings(self._replacements, collectives)
+            hook_layers(self._replacements, collectives)
+        except BaseException:
+            self._detach()
+            raise
+
+    def _attach(self, chunks: Sequence[nn.Module]) -> int:
+        """Name the units, settle the policy; returns how many units a window of a GPU takes."""
+        binder = Binder(self.runtime, self._replacements)
+        layers = TransformerLayerAdapter(binder).attach_all(chunks)
+        for chunk in chunks:
+            self.runtime.know_storages(chunk)
+        policy, notes = choose_policy(self.settings, self.runtime.units, binder.refused, layers)
+        self.runtime.set_policy(policy)
+        for note in notes:
+            logger.info("note: %s", note)
+        dropped = sum(policy.decision(*unit) is Decision.RECOMPUTE for unit in self.runtime.units)
+        logger.info("overlapped recompute on stage %d: %s", self.settings.stage, policy_summary(policy, self.runtime))
+        return math.ceil(dropped / max(1, len(layers)) / WINDOWS_PER_LAYER)
+
+    def forward_step(self, run: ForwardStep) -> ForwardStep:
+        """The forward step that schedules call, with what it saves for backward under the policy."""
+
+        def step(iterator: Any, model: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            chunk = self._chunks[id(model)]
+            key = MicrobatchKey(self.settings.stage, chunk, self._counts[chunk])
+            self._counts[chunk] += 1
+            with self.microbatch(key):
+                output, loss = run(iterator, model)
+            if self._trace is not None:
+                self._trace.follow_backward(output, key)
+            return output, loss
+
+        return step
+
+    @contextmanager
+    def microbatch(self, key: MicrobatchKey) -> Iterator[None]:
+        """The forward pass of one microbatch through one chunk."""
+        if self._trace is not None:
+            self._trace.begin_forward()
+        with self.runtime.microbatch(key):
+            yield
+        if self._trace is not None:
+            self._trace.end_forward(key)
+        if self.settings.prefetch_cap_bytes is None:
+            self._allow_layers_ahead(key)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One training step: all forward and backward passes, without the optimizer.
+
+        Raises:
+            UnfinishedError: something that was dropped was never used.
+        """
+        self._counts = [0] * len(self._counts)
+        if len(self._counts) > 1:
+            self.expect(self._interleaved_order())
+        self.windows.active = True
+        try:
+            yield
+            report = self.runtime.step_end()
+        except BaseException:
+            self.runtime.abort()
+            raise
+        finally:
+            self.windows.active = False
+        self.figures.add(report, self.windows.log.take())
+        if self._trace is not None:
+            self._trace.end_step()
+
+    def expect(self, order: Iterable[MicrobatchKey]) -> None:
+        """Announce the order of this step's backward passes; without interleaving it is that of the forward passes."""
+        self.runtime.queue.expect(order)
+
+    def close(self) -> None:
+        """Take everything back: forwards, names, threads; complete the trace. Calling it again does nothing."""
+        self.windows.close()
+        self._detach()
+
+    def __enter__(self) -> "OverlapSession":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _detach(self) -> None:
+        self.runtime.detach()
+        self._replacements.restore()
+        if self._trace is not None:
+            self._trace.close()
+
+    def _allow_layers_ahead(self, key: MicrobatchKey) -> None:
+        microbatch, queue = self.runtime.queue.find(key), self.runtime.queue
+        if microbatch is not None and microbatch.dropped_bytes:
+            cap_bytes = LAYERS_AHEAD * max(microbatch.dropped_bytes.values())
+            queue.cap_bytes = max(queue.cap_bytes or 0, cap_bytes)
+
+    def _interleaved_order(self) -> list[MicrobatchKey]:
+        settings = self.settings
+        grid = pipeline_schedule(settings.stages, len(self._counts), settings.microbatches)
+        return [
+            MicrobatchKey(settings.stage, action.chunk, action.microbatch)
+            for action in grid[settings.stage]
+            if action.kind is Kind.B
+        ]
+
+
+def policy_summary(policy: Policy, runtime: Runtime) -> str:
+    """How many calls of which units are dropped, for the log."""
+    names = [unit for unit, layer in runtime.units if policy.decision(unit, layer) is Decision.RECOMPUTE]
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{name} of {count} layers" for name, count in counts.items()) or "keeps everything"
+
+
+def _kinds_of_groups() -> dict[ProcessGroup, Kinds]:
+    """The groups whose collectives open windows, and what these are called in forward and backward.
+
+    Groups of a single rank communicate nothing and are left out; where two groups hold the same ranks they are
+    different objects all the same.
+    """
+    groups: list[tuple[ProcessGroup | None, Kinds]] = [
+        (parallel_state.get_tensor_model_parallel_group(), (WindowKind.TP_FORWARD, WindowKind.TP_BACKWARD)),
+        (parallel_state.get_context_parallel_group(), (WindowKind.CP, WindowKind.CP)),
+        (parallel_state.get_expert_model_parallel_group(), (WindowKind.EP, WindowKind.EP)),
+        (parallel_state.get_expert_tensor_and_model_parallel_group(), (WindowKind.EP, WindowKind.EP)),
+        (parallel_state.get_expert_tensor_parallel_group(), (WindowKind.EP, WindowKind.EP)),
+    ]
+    return {group: kinds for group, kinds in groups if group is not None and group.size() > 1}
+
+
+def _check_same_flags(settings: OverlapSettings) -> None:
+    ranks = torch.distributed.get_world_size()
+    if ranks == 1:
+        return
+    marks = torch.zeros(ranks, dtype=torch.int64, device=settings.device)
+    marks[torch.distributed.get_rank()] = zlib.crc32(settings.flags.encode())
+    torch.distributed.all_reduce(marks)
+    found = marks.tolist()
+    other = next((rank for rank, mark in enumerate(found) if mark != found[0]), None)
+    if other is not None:
+        raise ConfigError(
+            f"rank {other} with other --overlap-recompute flags than rank 0 (this is rank {settings.rank}: {settings.flags})",
+            "the same flags on every rank",
+            "start every rank with the same command line",
+        )

@@ -1,0 +1,150 @@
+"""Handles: what autograd, or another unit's call, holds in place of a dropped tensor (docs/runtime.md, R2-R4).
+
+Who refers to whom (strongly, unless marked weak); there is no cycle, so reference counts end every life at once:
+
+    autograd node -> Handle -> UnitCall -> Entry -> recomputed tensor
+                               UnitCall -> arguments -> Handle of another call, or Kept
+    storage of an output (weak) <- OutputRef -> UnitCall          Microbatch -> UnitCall (weak)
+
+Objects are few because there are many: one `Entry` for each dropped tensor and one `Handle` for each reader.
+"""
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from overlap_recompute.runtime.errors import InPlaceError
+
+if TYPE_CHECKING:
+    from overlap_recompute.runtime.calls import UnitCall
+
+View = tuple[torch.Size, tuple[int, ...], int]
+"""Size, stride and offset on the storage."""
+
+
+class Entry:
+    """One dropped tensor of a call, and its result once it is recomputed; lives as long as a handle to it.
+
+    Bytes are counted once per storage: further entries on one storage name the first of them as `account`.
+    """
+
+    __slots__ = (
+        "nbytes", "numel", "dtype", "view", "readers", "tensor", "version", "reference", "account", "sharers",
+        "present", "prefetched",
+    )  # fmt: skip
+
+    def __init__(self, nbytes: int, tensor: Tensor, account: "Entry | None") -> None:
+        """`nbytes`: size of the whole storage."""
+        self.nbytes, self.numel, self.dtype = nbytes, tensor.numel(), tensor.dtype
+        self.view: View | None = None
+        """For outputs: the geometry that a replay must reproduce, because views are rebuilt on it."""
+        self.readers = 0
+        """Handles that live."""
+        self.tensor: Tensor | None = None
+        self.version = 0
+        self.reference: Tensor | None = None
+        """A copy of the dropped tensor, to verify the replay."""
+        self.account = account
+        """The entry that counts the bytes; None for this one (an object that names itself would never die)."""
+        self.sharers = 1
+        self.present = self.prefetched = False
+
+
+class Handle:
+    """Stands for one dropped tensor, or a view of it."""
+
+    __slots__ = ("call", "position", "view", "requires_grad")
+
+    def __init__(self, call: "UnitCall", position: int, view: View | None, requires_grad: bool) -> None:
+        """`view`: None for the tensor itself; `requires_grad`: of the leaf that an argument becomes in a replay."""
+        self.call, self.position, self.view, self.requires_grad = call, position, view, requires_grad
+        call.entries[position].readers += 1
+
+    def __del__(self) -> None:
+        self.call.release(self.position)
+
+    def is_pending(self) -> bool:
+        """Whether the tensor must be recomputed first."""
+        return self.call.entries[self.position].tensor is None
+
+    def take(self) -> Tensor:
+        """The tensor for backward: replayed now unless that was done before.
+
+        Raises:
+            ReplayError: the replay failed.
+            InPlaceError: somebody modified the recomputed tensor.
+        """
+        call = self.call
+        entry = call.entries[self.position]
+        if entry.tensor is None:
+            call.state.demand(call)
+        if call.untouched:
+            call.first_use()
+        if call.fence is not None and call.fence.wait():
+            call.fence = None
+        return self._read(entry)
+
+    def resolve(self, hidden: bool) -> Tensor:
+        """The tensor as an argument of a replay: a leaf, so that the replay's graph ends there.
+
+        A hidden replay runs on the lane that made the tensor, and waits for nobody.
+        """
+        tensor = self._read(self.call.entries[self.position]) if hidden else self.take()
+        leaf = tensor.detach()
+        if self.requires_grad:
+            leaf.requires_grad_()
+        return leaf
+
+    def _read(self, entry: Entry) -> Tensor:
+        tensor = entry.tensor
+        assert tensor is not None, "a replay fills every entry"
+        if tensor._version != entry.version:
+            raise InPlaceError(
+                f"a tensor of shape {tuple(tensor.shape)} that the unit saves and then changes in place",
+                "a unit that changes a tensor only before it saves it for backward",
+                "replace the in-place operation by one that makes a new tensor",
+                self.call.place,
+            )
+        return tensor if self.view is None else tensor.as_strided(*self.view)
+
+
+class OutputRef(weakref.ref[torch.UntypedStorage]):
+    """Says that a living storage is the output of a dropped call: weak reference and address together identify it."""
+
+    __slots__ = ("key", "table", "call", "index", "version", "view", "dtype", "nbytes", "account")
+
+    key: int
+    table: "dict[int, OutputRef]"
+    call: "UnitCall"
+    index: int
+    version: int
+    view: View
+    dtype: torch.dtype
+    nbytes: int
+    account: Entry | None
+    """An entry on the same storage, of what the unit saved inside itself."""
+
+    def handle(self, tensor: Tensor, requires_grad: bool) -> Handle | None:
+        """What stands for `tensor`, which lies on this storage; None when a replay would not reproduce it.
+
+        That is so after an in-place operation, for another dtype, and when the call has been replayed already.
+        """
+        call, position, dtype = self.call, ~self.index, self.dtype
+        if tensor._version != self.version or not call.is_dropped() or tensor.dtype is not dtype:
+            return None
+        if dtype.is_complex and tensor.is_conj():
+            return None
+        if position not in call.entries:
+            account = self.account
+            entry = call.add_entry(position, self.nbytes, tensor, account if account and account.sharers else None)
+            entry.view = self.view
+        view = (tensor.size(), tensor.stride(), tensor.storage_offset())
+        return Handle(call, position, None if view == self.view else view, requires_grad)
+
+
+def forget_output(ref: OutputRef) -> None:
+    """The storage died: nobody can save it any more."""
+    if ref.table.get(ref.key) is ref:
+        del ref.table[ref.key]
