@@ -34,7 +34,12 @@ make_venv() {
     fi
 }
 
-inputs() { cat "$requirements" requirements.txt setup.py pyproject.toml; find csrc -type f 2>/dev/null | sort | xargs -r cat; }
+# The names of packages count, too: an editable install knows only those that were there.
+inputs() {
+    cat "$requirements" requirements.txt setup.py pyproject.toml
+    find megatron overlap_recompute -maxdepth 1 -type d | sort
+    find csrc -type f -not -name '*.pyc' 2>/dev/null | sort | xargs -r cat
+}
 
 stamp=".venv/.stamp-$(basename "$requirements" .txt)"
 wanted=$(inputs | sha256sum | cut -d' ' -f1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -29,7 +30,7 @@ from megatron.overlap.windows import Windows
 from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.windows import WindowKind
-from overlap_recompute.runtime import CudaStreams, Decision, InlineLane, Journal, Policy, Runtime, StreamLane
+from overlap_recompute.runtime import CudaStreams, Decision, InlineLane, Journal, Policy, Runtime, StepReport, StreamLane
 from overlap_recompute.schedules.builders import pipeline_schedule
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class OverlapSession:
         UserError: megatron-core has another shape than the adapters were written for.
     """
 
-    def __init__(self, settings: OverlapSettings, chunks: Sequence[nn.Module], journal: Journal | None = None) -> None:
+    def __init__(self, settings: OverlapSettings, chunks: Sequence[DistributedDataParallel], journal: Journal | None = None) -> None:
         self.settings = settings
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._counts = [0] * len(chunks)
@@ -84,12 +85,13 @@ class OverlapSession:
             self._detach()
             raise
 
-    def _attach(self, chunks: Sequence[nn.Module]) -> int:
+    def _attach(self, chunks: Sequence[DistributedDataParallel]) -> int:
         """Name the units, settle the policy; returns how many units a window of a GPU takes."""
         binder = Binder(self.runtime, self._replacements)
         layers = TransformerLayerAdapter(binder).attach_all(chunks)
         for chunk in chunks:
-            self.runtime.know_storages(chunk)
+            # The wrapper's own `buffers` are those of gradients; parameters are views of others, whose storage counts.
+            self.runtime.know_storages(chunk.module)
         policy, notes = choose_policy(self.settings, self.runtime.units, binder.refused, layers)
         self.runtime.set_policy(policy)
         for note in notes:
@@ -122,8 +124,6 @@ class OverlapSession:
             yield
         if self._trace is not None:
             self._trace.end_forward(key)
-        if self.settings.prefetch_cap_bytes is None:
-            self._allow_layers_ahead(key)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -145,6 +145,8 @@ class OverlapSession:
         finally:
             self.windows.active = False
         self.figures.add(report, self.windows.log.take())
+        if self.settings.prefetch_cap_bytes is None:
+            self._allow_layers_ahead(report)
         if self._trace is not None:
             self._trace.end_step()
 
@@ -169,11 +171,10 @@ class OverlapSession:
         if self._trace is not None:
             self._trace.close()
 
-    def _allow_layers_ahead(self, key: MicrobatchKey) -> None:
-        microbatch, queue = self.runtime.queue.find(key), self.runtime.queue
-        if microbatch is not None and microbatch.dropped_bytes:
-            cap_bytes = LAYERS_AHEAD * max(microbatch.dropped_bytes.values())
-            queue.cap_bytes = max(queue.cap_bytes or 0, cap_bytes)
+    def _allow_layers_ahead(self, report: StepReport) -> None:
+        """The first step brings nothing back ahead, and shows what layers drop."""
+        cap_bytes = LAYERS_AHEAD * max((layer.dropped_bytes for layer in report.layers), default=0)
+        self.runtime.queue.cap_bytes = max(self.runtime.queue.cap_bytes or 0, cap_bytes)
 
     def _interleaved_order(self) -> list[MicrobatchKey]:
         settings = self.settings

@@ -46,10 +46,9 @@ class Ambient:
 
     def autocast(self) -> AutocastState | None:
         """The autocast state of all device types, None when all are off."""
-        for kind in self._device_types:
-            if torch.is_autocast_enabled(kind):
-                return tuple((k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in self._device_types)
-        return None
+        if not torch._C._is_any_autocast_enabled():
+            return None
+        return tuple((k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in self._device_types)
 
     def capture(
         self, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...], last: Surroundings | None

@@ -27,9 +27,9 @@ class Match(NamedTuple):
 def find_units(model: nn.Module, pattern: str) -> list[Match]:
     """The modules of `model` that `pattern` names.
 
-    A pattern is a path in which `*` stands for one part: `blocks.*.norm`. What the first `*` stands for is the layer (its
-    number, or its rank among the matches), what follows is the name of the unit (`norm`). Without a `*` the module is
-    in no layer (-1), and the whole path is its name.
+    A pattern is a path in which `*` stands for one part: `blocks.*.norm`. What the first `*` stands for is the layer
+    (its number, or its rank among the matches), what follows is the name of the unit (`norm`). Without a `*` the
+    module is in no layer (-1), and the whole path is its name.
 
     Raises:
         ConfigError: nothing matches; the message shows the nearest paths.

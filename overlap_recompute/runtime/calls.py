@@ -64,8 +64,9 @@ class UnitCall:
     """One call of a dropped unit: what it takes to run it again, and who waits for the result."""
 
     __slots__ = (
-        "state", "unit", "microbatch", "tally", "number", "forward", "args", "kwargs", "nested", "saved_count", "entries",
-        "output_count", "references", "phase", "hidden", "untouched", "ambient", "rng", "fence", "__weakref__",
+        "state", "unit", "microbatch", "tally", "number", "forward", "args", "kwargs", "nested", "saved_count",
+        "entries", "output_count", "references", "phase", "hidden", "untouched", "ambient", "rng", "fence",
+        "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -104,23 +105,19 @@ class UnitCall:
         """Whether a replay would bring back anything that somebody waits for."""
         return self.phase is Phase.DROPPED and bool(self.entries)
 
-    def add_entry(self, position: int, nbytes: int, tensor: Tensor, account: Entry | None) -> Entry:
-        """A tensor of this call is dropped; `account` is another one on the same storage, if there is one."""
-        entry = self.entries[position] = Entry(nbytes, tensor, account)
-        if account is not None:
-            account.sharers += 1
+    def add_entry(self, entry: Entry) -> Entry:
+        """A tensor of this call is dropped."""
+        self.entries[entry.position] = entry
+        if entry.account is not None:
+            entry.account.sharers += 1
         else:
-            self.state.ledger.dropped_bytes += nbytes
-            self.tally.dropped_bytes += nbytes
+            self.state.ledger.dropped_bytes += entry.nbytes
+            self.tally.dropped_bytes += entry.nbytes
         return entry
 
-    def release(self, position: int) -> None:
-        """A handle died; with the last one goes the entry, and with the last entry the storage."""
-        entry = self.entries[position]
-        entry.readers -= 1
-        if entry.readers:
-            return
-        del self.entries[position]
+    def release(self, entry: Entry) -> None:
+        """The last handle of an entry died; with the last entry on a storage goes the storage."""
+        del self.entries[entry.position]
         account = entry.account or entry
         account.sharers -= 1
         if account.sharers:

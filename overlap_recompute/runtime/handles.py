@@ -20,7 +20,7 @@ from overlap_recompute.runtime.errors import InPlaceError
 if TYPE_CHECKING:
     from overlap_recompute.runtime.calls import UnitCall
 
-View = tuple[torch.Size, tuple[int, ...], int]
+View = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 """Size, stride and offset on the storage."""
 
 
@@ -31,43 +31,47 @@ class Entry:
     """
 
     __slots__ = (
-        "nbytes", "numel", "dtype", "view", "readers", "tensor", "version", "reference", "account", "sharers",
-        "present", "prefetched",
+        "position", "nbytes", "numel", "dtype", "account", "readers", "sharers", "tensor", "version",
+        "present", "prefetched", "view", "reference",
     )  # fmt: skip
 
-    def __init__(self, nbytes: int, tensor: Tensor, account: "Entry | None") -> None:
-        """`nbytes`: size of the whole storage."""
-        self.nbytes, self.numel, self.dtype = nbytes, tensor.numel(), tensor.dtype
-        self.view: View | None = None
-        """For outputs: the geometry that a replay must reproduce, because views are rebuilt on it."""
+    view: View
+    """Set for outputs: the geometry that a replay must reproduce, because views are rebuilt on it."""
+    reference: Tensor
+    """Set to verify the replay: a copy of the dropped tensor."""
+    version: int
+    """Set with `tensor`: its in-place version."""
+
+    def __init__(self, position: int, nbytes: int, tensor: Tensor, account: "Entry | None") -> None:
+        """`position`: among the tensors that the call saved, `~index` for an output; `nbytes`: of the whole storage."""
+        self.position, self.nbytes, self.account = position, nbytes, account
+        self.numel, self.dtype = tensor.numel(), tensor.dtype
+        # `account` is None where it is this entry: an object that names itself would never die.
         self.readers = 0
-        """Handles that live."""
-        self.tensor: Tensor | None = None
-        self.version = 0
-        self.reference: Tensor | None = None
-        """A copy of the dropped tensor, to verify the replay."""
-        self.account = account
-        """The entry that counts the bytes; None for this one (an object that names itself would never die)."""
         self.sharers = 1
+        self.tensor: Tensor | None = None
         self.present = self.prefetched = False
 
 
 class Handle:
     """Stands for one dropped tensor, or a view of it."""
 
-    __slots__ = ("call", "position", "view", "requires_grad")
+    __slots__ = ("call", "entry", "view", "requires_grad")
 
-    def __init__(self, call: "UnitCall", position: int, view: View | None, requires_grad: bool) -> None:
+    def __init__(self, call: "UnitCall", entry: Entry, view: View | None, requires_grad: bool) -> None:
         """`view`: None for the tensor itself; `requires_grad`: of the leaf that an argument becomes in a replay."""
-        self.call, self.position, self.view, self.requires_grad = call, position, view, requires_grad
-        call.entries[position].readers += 1
+        self.call, self.entry, self.view, self.requires_grad = call, entry, view, requires_grad
+        entry.readers += 1
 
     def __del__(self) -> None:
-        self.call.release(self.position)
+        entry = self.entry
+        entry.readers -= 1
+        if not entry.readers:
+            self.call.release(entry)
 
     def is_pending(self) -> bool:
         """Whether the tensor must be recomputed first."""
-        return self.call.entries[self.position].tensor is None
+        return self.entry.tensor is None
 
     def take(self) -> Tensor:
         """The tensor for backward: replayed now unless that was done before.
@@ -77,27 +81,27 @@ class Handle:
             InPlaceError: somebody modified the recomputed tensor.
         """
         call = self.call
-        entry = call.entries[self.position]
-        if entry.tensor is None:
+        if self.entry.tensor is None:
             call.state.demand(call)
         if call.untouched:
             call.first_use()
         if call.fence is not None and call.fence.wait():
             call.fence = None
-        return self._read(entry)
+        return self._read()
 
     def resolve(self, hidden: bool) -> Tensor:
         """The tensor as an argument of a replay: a leaf, so that the replay's graph ends there.
 
         A hidden replay runs on the lane that made the tensor, and waits for nobody.
         """
-        tensor = self._read(self.call.entries[self.position]) if hidden else self.take()
+        tensor = self._read() if hidden else self.take()
         leaf = tensor.detach()
         if self.requires_grad:
             leaf.requires_grad_()
         return leaf
 
-    def _read(self, entry: Entry) -> Tensor:
+    def _read(self) -> Tensor:
+        entry = self.entry
         tensor = entry.tensor
         assert tensor is not None, "a replay fills every entry"
         if tensor._version != entry.version:
@@ -136,12 +140,15 @@ class OutputRef(weakref.ref[torch.UntypedStorage]):
             return None
         if dtype.is_complex and tensor.is_conj():
             return None
-        if position not in call.entries:
+        entry = call.entries.get(position)
+        if entry is None:
             account = self.account
-            entry = call.add_entry(position, self.nbytes, tensor, account if account and account.sharers else None)
+            if account is not None and not account.sharers:
+                account = None
+            entry = call.add_entry(Entry(position, self.nbytes, tensor, account))
             entry.view = self.view
         view = (tensor.size(), tensor.stride(), tensor.storage_offset())
-        return Handle(call, position, None if view == self.view else view, requires_grad)
+        return Handle(call, entry, None if view == self.view else view, requires_grad)
 
 
 def forget_output(ref: OutputRef) -> None:

@@ -88,9 +88,8 @@ class CudaStreams:
         return torch.cuda.current_stream(self._device)
 
     def side(self) -> torch.cuda.Stream:
-        """A stream of the lowest priority that the device has (the default stream's own)."""
-        lowest, _ = torch.cuda.Stream.priority_range()
-        return torch.cuda.Stream(self._device, priority=lowest)
+        """A stream of priority 0, the lowest there is, which is also the default stream's."""
+        return torch.cuda.Stream(self._device, priority=0)
 
     def event(self) -> torch.cuda.Event:
         """An event that only orders streams."""
@@ -125,6 +124,11 @@ class StreamFence:
         self._release()
         return True
 
+    def wait_for_origin(self) -> None:
+        """Make the compute stream wait, whichever stream is the current one."""
+        self._lane.streams.wait(self._origin, self._event)
+        self._release()
+
     def _release(self) -> None:
         self._reads = ()
         self._lane.recycle(self._event)
@@ -133,8 +137,7 @@ class StreamFence:
     def __del__(self) -> None:
         """A result that nobody used: the compute stream waits all the same before it gets the memory back."""
         if self._lane is not None:
-            self._lane.streams.wait(self._origin, self._event)
-            self._release()
+            self.wait_for_origin()
 
 
 class StreamLane:
@@ -169,8 +172,16 @@ class StreamLane:
 
     def run(self, replay: Callable[[], Sequence[Tensor]]) -> StreamFence:
         """Launch it on the side stream; its own fence follows."""
-        with self.streams.use(self._side):
-            reads = replay()
+        try:
+            with self.streams.use(self._side):
+                reads = replay()
+        except BaseException:
+            # What the replay had read may be released now, while the lane still reads it.
+            self._fence(()).wait_for_origin()
+            raise
+        return self._fence(reads)
+
+    def _fence(self, reads: Sequence[Tensor]) -> StreamFence:
         event = self._take_event()
         event.record(self._side)
         return StreamFence(self, event, self._origin, reads)

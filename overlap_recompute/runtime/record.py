@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from overlap_recompute.runtime.ambient import Ambient
 from overlap_recompute.runtime.calls import Microbatch, Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
-from overlap_recompute.runtime.handles import Handle, OutputRef, forget_output
+from overlap_recompute.runtime.handles import Entry, Handle, OutputRef, forget_output
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.rng import RngKeeper, RngStates
-from overlap_recompute.runtime.state import RuntimeState, is_parameter
+from overlap_recompute.runtime.state import RuntimeState
 from overlap_recompute.runtime.storages import Kept, KeptStorage, StaticRef, storage_of, version_of
 from overlap_recompute.runtime.trees import CONTAINERS, replace, tensors_in
 from overlap_recompute.runtime.units import Unit
@@ -51,19 +51,20 @@ class Recorder:
         static = state.static.get(key)
         if static is not None and static() is storage:
             return _static(static, tensor)
-        if is_parameter(tensor):
-            return Kept(tensor.detach(), tensor._version, None)
-        if call is None or state.is_kept(key):
+        if type(tensor) is nn.Parameter:
+            return Kept(tensor, tensor._version, None)
+        kept = state.kept.get(key)
+        if call is None or (kept is not None and kept() is not None):
             return Kept(tensor.detach(), tensor._version, state.keep(storage, key))
         seen = state.seen.get(key)
         if seen is not None and seen[0]() is storage and seen[1].sharers:
-            entry = call.add_entry(position, seen[1].nbytes, tensor, seen[1])
+            entry = call.add_entry(Entry(position, seen[1].nbytes, tensor, seen[1]))
         else:
-            entry = call.add_entry(position, storage.nbytes(), tensor, None)
+            entry = call.add_entry(Entry(position, storage.nbytes(), tensor, None))
             state.seen[key] = (weakref.ref(storage), entry)
         if state.verify:
             entry.reference = tensor.detach().clone()
-        return Handle(call, position, None, False)
+        return Handle(call, entry, None, False)
 
     def run_unit(self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a unit in the forward pass of a microbatch.
@@ -102,9 +103,7 @@ class Recorder:
             state.journal.add(Kind.DROP, call.place)
         return output
 
-    def _run_kept(
-        self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _run_kept(self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self.state
         outer, state.layer = state.layer, unit.layer
         try:
@@ -165,7 +164,7 @@ class Recorder:
                 return handle
             if type(tensor) is nn.Parameter:
                 return Kept(tensor, version, None)
-            if not state.is_static(tensor, storage, key):
+            if not state.is_static(storage, key):
                 record = state.keep(storage, key)
         # A leaf, so that the replay saves the same tensors and its graph ends here.
         leaf = tensor.detach()
@@ -211,7 +210,7 @@ class Recorder:
                 continue
             key: int = storage._cdata
             known = state.outputs.get(key)
-            if (known is not None and known() is storage) or state.is_kept(key) or state.is_static(tensor, storage, key):
+            if (known is not None and known() is storage) or state.is_kept(key) or state.is_static(storage, key):
                 continue
             ref = OutputRef(storage, forget_output)
             ref.key, ref.table, ref.call, ref.index = key, state.outputs, call, index

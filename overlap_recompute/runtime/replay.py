@@ -22,7 +22,6 @@ from overlap_recompute.runtime.storages import Kept
 from overlap_recompute.runtime.trees import replace, tensors_in
 from overlap_recompute.runtime.verify import check_replay
 
-
 ARGUMENTS = (Kept, Handle)
 
 

@@ -100,8 +100,9 @@ class RngKeeper:
 
     def changed(self, before: RngStates, now: RngStates) -> RngStates | None:
         """The part of `before` that differs from `now`; None when nothing was drawn in between."""
-        latest = dict(now)
-        return [(source, state) for source, state in before if not source.same(state, latest[source])] or None
+        # Sources are only ever added, at the end: the two lists agree as far as the shorter one goes.
+        pairs = zip(before, now, strict=False)
+        return [(source, state) for (source, state), (_, latest) in pairs if not source.same(state, latest)] or None
 
     def enter(self, drawn: RngStates) -> RngStates:
         """Go back to the states of the forward pass; returns what `leave` restores."""

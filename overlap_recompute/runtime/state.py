@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.handles import Entry, OutputRef
@@ -46,12 +45,10 @@ class RuntimeState:
         self.demand: Callable[[UnitCall], None]
         self.replays = ReplayCounts()
 
-    def is_static(self, tensor: Tensor, storage: torch.UntypedStorage, key: int) -> bool:
-        """Whether the tensor lies on the storage of a parameter, or of a buffer of an attached model."""
+    def is_static(self, storage: torch.UntypedStorage, key: int) -> bool:
+        """Whether this is the storage of a parameter, or of a buffer, of an attached model."""
         ref = self.static.get(key)
-        if ref is not None and ref() is storage:
-            return True
-        return is_parameter(tensor)
+        return ref is not None and ref() is storage
 
     def is_kept(self, key: int) -> bool:
         """Whether the storage at this address stays in memory anyway (a record lives only while its storage does)."""
@@ -67,12 +64,6 @@ class RuntimeState:
             assert microbatch is not None, "the hooks are in force only in a microbatch"
             record = KeptStorage(self.ledger, self.kept, key, storage.nbytes(), microbatch.tally(self.layer))
         return record
-
-
-def is_parameter(tensor: Tensor) -> bool:
-    """Whether it is a parameter or a view of one, of whatever model."""
-    # Types are compared because `isinstance(x, nn.Parameter)` runs Python code.
-    return type(tensor) is nn.Parameter or type(tensor._base) is nn.Parameter
 
 
 class ReplayCounts:

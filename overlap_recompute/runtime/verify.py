@@ -29,9 +29,9 @@ def check_replay(call: UnitCall, outputs: Sequence[Tensor]) -> None:
         VerifyError: naming unit, layer, microbatch and the tensor that differs.
     """
     for position, entry in call.entries.items():
-        if entry.reference is not None and entry.tensor is not None:
+        if position >= 0 and entry.tensor is not None:
             _compare(call, f"tensor {position} that it saves", entry.reference, entry.tensor)
-            entry.reference = None
+            del entry.reference
     for index, reference in (call.references or {}).items():
         _compare(call, f"output {index}", reference, outputs[index])
 
@@ -40,7 +40,8 @@ def _compare(call: UnitCall, what: str, forward: Tensor, replay: Tensor) -> None
     differing = bits_differ(forward, replay)
     if differing:
         raise VerifyError(
-            f"{what}, of shape {tuple(forward.shape)}, differs in {differing} of {forward.nbytes} bytes from the forward pass",
+            f"{what}, of shape {tuple(forward.shape)}, differs in {differing} of {forward.nbytes} bytes "
+            "from the forward pass",
             "a replay that is equal bit for bit",
             "keep this unit (SAVE), or make it deterministic",
             call.place,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup, Work
@@ -56,12 +57,11 @@ def reduce_scatter(async_op: bool) -> tuple[torch.Tensor, Work | None]:
 
 
 def all_to_all(async_op: bool) -> tuple[torch.Tensor, Work | None]:
-    output = torch.empty(ELEMENTS)
+    # Each rank keeps a fifth: what it sends to the other, and hears from it, are four fifths.
     splits = [ELEMENTS // 5, ELEMENTS - ELEMENTS // 5]
     mine = splits if dist.get_rank() == 0 else splits[::-1]
-    received = [mine[0], mine[0]] if dist.get_rank() == 0 else [mine[1]] * 2
-    output = torch.empty(sum(received))
-    work = dist.all_to_all_single(output, payload(4), received, mine, async_op=async_op)
+    output = torch.empty(ELEMENTS)
+    work = dist.all_to_all_single(output, payload(4), mine, mine, async_op=async_op)
     return output, work
 
 
@@ -120,9 +120,8 @@ def compare(groups: LinkedProcessGroups) -> None:
         groups.remove()
 
 
-def exchange(peer: int) -> None:
-    """Both directions at once take the time of one; two in one direction queue; a batch is the same."""
-    once_s = expected_s(PAYLOAD_BYTES)
+def exchange(peer: int) -> float:
+    """Both directions at once; how long it took."""
     received = torch.empty(ELEMENTS)
     dist.barrier()
     start_s = time.monotonic()
@@ -132,35 +131,47 @@ def exchange(peer: int) -> None:
     assert not receive.is_completed()
     poll(receive)
     send.wait()
-    assert once_s <= time.monotonic() - start_s < 1.8 * once_s, "not full duplex"
+    took_s = time.monotonic() - start_s
     theirs = torch.Generator().manual_seed(70 + peer)
     assert torch.equal(received, torch.randn(ELEMENTS, generator=theirs))
+    return took_s
 
+
+def batch(peer: int) -> float:
+    """Two transfers in each direction, as one batch; how long it took."""
     dist.barrier()
     start_s = time.monotonic()
     tensors = [payload(8), torch.empty(ELEMENTS)] * 2
     operations = [
-        dist.P2POp(dist.isend if tag % 2 == 0 else dist.irecv, tensor, peer, tag=tag // 2)
-        for tag, tensor in enumerate(tensors)
+        dist.P2POp(dist.isend if place % 2 == 0 else dist.irecv, tensor, peer, tag=place // 2)
+        for place, tensor in enumerate(tensors)
     ]
     for work in dist.batch_isend_irecv(operations):
         work.wait()
-    took_s = time.monotonic() - start_s
-    assert expected_s(2 * PAYLOAD_BYTES) <= took_s < expected_s(3 * PAYLOAD_BYTES), "transfers do not queue"
+    return time.monotonic() - start_s
+
+
+def point_to_point(peer: int) -> None:
+    """Both directions at once take the time of one; in one direction transfers queue. The best of three: the machine
+    may be busy."""
+    once_s, twice_s = expected_s(PAYLOAD_BYTES), expected_s(2 * PAYLOAD_BYTES)
+    took_s = [exchange(peer) for _ in range(3)]
+    assert once_s <= min(took_s) < 1.8 * once_s, f"not full duplex: {took_s}"
+    took_s = [batch(peer) for _ in range(3)]
+    assert twice_s <= min(took_s) < 1.8 * twice_s, f"transfers do not queue: {took_s}"
 
 
 def late_peer(rank: int) -> None:
     """The time starts when the last rank has come, also for a receive that was posted long before."""
+    letter = torch.zeros(ELEMENTS, dtype=torch.float64)
     dist.barrier()
-    start_s = time.monotonic()
-    received = torch.empty(ELEMENTS)
-    work = dist.irecv(received, 1) if rank == 0 else None
     if rank == 1:
-        time.sleep(0.15)
-        work = dist.isend(payload(9), 0)
+        time.sleep(0.1)
+        letter[0] = time.monotonic()  # one clock for all processes of a machine
+    work = dist.irecv(letter, 1) if rank == 0 else dist.isend(letter, 0)
     assert work is not None
     work.wait()
-    assert time.monotonic() - start_s >= 0.15 - 0.02 + expected_s(PAYLOAD_BYTES)
+    assert time.monotonic() - letter[0].item() >= expected_s(2 * PAYLOAD_BYTES)
 
 
 def names_bound_at_import(link: EmulatedLink) -> None:
@@ -183,12 +194,8 @@ def errors_surface(rank: int) -> None:
     if rank == 0:
         work = dist.irecv(torch.empty(1), 1, group=group)
         assert work is not None
-        try:
+        with pytest.raises(RuntimeError, match=r"[Tt]imed out"):
             work.wait()
-        except RuntimeError as error:
-            assert "imed out" in str(error), error
-        else:
-            raise AssertionError("nothing was sent")
         assert work.is_completed()
         assert not work.is_success()
     dist.barrier()
@@ -206,17 +213,20 @@ def main() -> None:
     compare(LinkedProcessGroups(link))
     alone = [dist.new_group([other]) for other in range(2)][rank]
     with LinkedProcessGroups(link):
-        exchange(1 - rank)
+        point_to_point(1 - rank)
         late_peer(rank)
         names_bound_at_import(link)
         errors_surface(rank)
-        assert not isinstance(dist.all_reduce(torch.ones(1), group=alone, async_op=True), type(None))
+        assert type(dist.all_reduce(torch.ones(1), group=alone, async_op=True)) is Work, "a group of one has no link"
     assert all(vars(ProcessGroup)[name] is before[name] for name in before), "not what it was"
     assert vars(ProcessGroup).keys() == before.keys()
-    dist.barrier()
-    start_s = time.monotonic()
-    dist.all_reduce(payload(11))
-    assert time.monotonic() - start_s < expected_s(PAYLOAD_BYTES), "still emulated"
+    took_s = []
+    for _ in range(3):
+        dist.barrier()
+        start_s = time.monotonic()
+        dist.all_reduce(payload(11))
+        took_s.append(time.monotonic() - start_s)
+    assert min(took_s) < expected_s(PAYLOAD_BYTES), "still emulated"
     with emulated_link(DistributedOptions(emulate_link_gbps=GBPS)) as chosen:
         dist.barrier()
         assert chosen is not None

@@ -25,7 +25,7 @@ def test_a_run_over_an_emulated_link_is_slower_and_says_so(tmp_path: pathlib.Pat
     results = run_ranks(command, 2, timeout_s=120)
     assert all(result.returncode == 0 for result in results), report(results)
     assert "the link between ranks is emulated, 0.001 Gbit/s each way and 100 us" in results[0].output
-    carried = re.search(r"emulated link: (\d+) transfers, .* busy for ([\d.]+) emulated s", results[0].output)
+    carried = re.search(r"emulated link: (\d+) transfers, .* busy for (\S+) emulated s", results[0].output)
     assert carried is not None, report(results)
     assert int(carried[1]) > 16
-    assert all(record["iteration_ms"] > 8 * 8192 * 8 / 1e3 for record in read_metrics(metrics))
+    assert all(record["elapsed_ms"] > 8 * 8192 * 8 / 1e3 for record in read_metrics(metrics))

@@ -47,7 +47,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 # Modules that may be imported inside a function: solvers and optional back ends, and what a fast `--help` must not load.
 LATE_IMPORTS = ("scipy", "matplotlib", "torch.utils.tensorboard", "wandb", "tokenizers", "sentencepiece", "tqdm", "transformer_engine", "apex")  # fmt: skip
 # The entry points that choose what to load: parse first, import torch later.
-LATE_IMPORT_FILES = ("megatron/pretrain/main.py",)
+LATE_IMPORT_FILES = ("megatron/pretrain/main.py", "megatron/pretrain/training/overlap.py")
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:

@@ -35,12 +35,16 @@ class AttentionAdapter:
         self._stock_rotary = upstream.apply_rotary_pos_emb
         binder.replacements.set(upstream, "apply_rotary_pos_emb", self._rotary)
 
-    def attach(self, attention: Any, layer: int) -> None:
-        """Name the units of one attention module; of other kinds than self-attention only core attention."""
+    def attach(self, attention: Any, layer: int, rotates: bool) -> None:
+        """Name the units of one attention module; of other kinds than self-attention only core attention.
+
+        `rotates` says whether the model has rotary embedding.
+        """
         if isinstance(attention, upstream.SelfAttention):
             self._attach_projection(attention, layer)
-            self._binder.declare("rotary", layer)
-            self._mark_layer(attention, layer)
+            if rotates:
+                self._binder.declare("rotary", layer)
+                self._mark_layer(attention, layer)
         if not isinstance(attention, upstream.Attention) or isinstance(attention.core_attention, IdentityOp):
             return
         if attention.config.context_parallel_size > 1:

@@ -36,18 +36,22 @@ class TransformerLayerAdapter:
 
     def attach_all(self, chunks: Iterable[nn.Module]) -> tuple[int, ...]:
         """Name the units of every layer of the model chunks of this rank; returns the layers' global indices."""
-        layers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, upstream.TransformerLayer)]
-        for layer in layers:
-            self._attach(layer, layer.layer_number - 1)
-        return tuple(layer.layer_number - 1 for layer in layers)
+        indices = []
+        for chunk in chunks:
+            rotates = any(path.endswith("rotary_pos_emb") for path, _ in chunk.named_modules())
+            for layer in chunk.modules():
+                if isinstance(layer, upstream.TransformerLayer):
+                    indices.append(layer.layer_number - 1)
+                    self._attach(layer, layer.layer_number - 1, rotates)
+        return tuple(indices)
 
-    def _attach(self, layer: Any, index: int) -> None:
+    def _attach(self, layer: Any, index: int, rotates: bool) -> None:
         self._binder.runtime.attach_layer(layer, index)
         for name in _NORMS:
             norm = getattr(layer, name)
             if not isinstance(norm, IdentityOp):
                 self._binder.attach(norm, name, index)
-        self._attention.attach(layer.self_attention, index)
+        self._attention.attach(layer.self_attention, index, rotates)
         if isinstance(layer.mlp, MoELayer):
             self._attach_experts(layer.mlp, index)
         else:

@@ -88,8 +88,8 @@ def _parallelism(config: PretrainConfig) -> dict[str, Any]:
         "overlap_p2p_comm": overlapped,
         "batch_p2p_comm": config.use_batch_p2p,
         # Stock's overlapped schedule empties an output while it is being sent. NCCL's stream order forgives that; gloo
-        # reads the memory later and would send whatever then lies there.
-        "deallocate_pipeline_outputs": not (overlapped and runs_on_cpu(config)),
+        # reads the memory later and would send whatever then lies there. Our own schedules keep it until it is sent.
+        "deallocate_pipeline_outputs": parallel.schedule_impl == "overlap" or not (overlapped and runs_on_cpu(config)),
         "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
     }

@@ -6,6 +6,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron.pretrain.config import PretrainConfig
+from megatron.pretrain.training.pipeline import ForwardBackward
 from megatron.pretrain.training.state import TrainingState
 from megatron.pretrain.training.step import BatchIterator, forward_step, mean_loss
 
@@ -22,15 +23,20 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(config: PretrainConfig, state: TrainingState, iterators: list[BatchIterator | None]) -> Evaluation:
+def evaluate(
+    config: PretrainConfig,
+    state: TrainingState,
+    iterators: list[BatchIterator | None],
+    forward_backward: ForwardBackward | None = None,
+) -> Evaluation:
     """Run `--eval-iters` global batches forward and average their loss over tokens.
 
     Neither weights nor random-number generators move: dropout is off, and data order has generators of its own.
     """
     for chunk in state.model:
         chunk.eval()
-    run = get_forward_backward_func()
-    figures = []
+    run = forward_backward or get_forward_backward_func()
+    figures: list[dict[str, torch.Tensor]] = []
     for _ in range(config.training.eval_iters):
         figures += run(
             forward_step_func=forward_step,

@@ -14,6 +14,7 @@ from megatron.pretrain.logs.run_log import RunLog
 from megatron.pretrain.training.evaluate import Evaluation, evaluate
 from megatron.pretrain.training.interval import Interval
 from megatron.pretrain.training.overlap import Overlap
+from megatron.pretrain.training.pipeline import ForwardBackward
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import TrainingState
 from megatron.pretrain.training.step import BatchIterator, StepResult, TrainStep
@@ -36,6 +37,7 @@ class Trainer:
         checkpoints: saves and finalizes.
         stop: conditions that end the run before its last iteration.
         overlap: overlapped recompute; None when it is off.
+        forward_backward: runs the passes of a step; the stock schedule when None.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Trainer:
         checkpoints: CheckpointManager,
         stop: StopConditions,
         overlap: Overlap | None = None,
+        forward_backward: ForwardBackward | None = None,
     ) -> None:
         self.config, self.state, self.train_iterators = config, state, train_iterators
         self._run_log, self._reporter, self._checkpoints, self._stop = run_log, reporter, checkpoints, stop
         self._make_valid_iterators, self._make_test_iterators = valid_iterators, test_iterators
         self._valid_iterators: Iterators | None = None
-        self._step = TrainStep(config, before_update=stop.announce)
+        self._overlap, self._forward_backward = overlap, forward_backward
+        self._step = TrainStep(config, before_update=stop.announce, overlap=overlap, forward_backward=forward_backward)
         self._interval = Interval()
         self._saved_iteration = self._validated_iteration = state.progress.iteration
 
@@ -130,7 +134,7 @@ class Trainer:
         if collects_garbage:
             gc.collect()
         started_s = time.perf_counter()
-        found = evaluate(self.config, self.state, iterators)
+        found = evaluate(self.config, self.state, iterators, self._forward_backward)
         if collects_garbage:
             gc.collect()
         self._run_log.record(self._reporter.evaluation(self.state, found, split, time.perf_counter() - started_s))

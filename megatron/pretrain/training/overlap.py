@@ -56,8 +56,8 @@ def open_overlap(
     options = config.overlap
     if not options.overlap_recompute:
         return nullcontext()
-    from megatron.overlap.session import OverlapSession
-    from megatron.overlap.settings import OverlapSettings
+    from megatron.overlap.session import OverlapSession  # noqa: PLC0415
+    from megatron.overlap.settings import OverlapSettings  # noqa: PLC0415
 
     stage = parallel_state.get_pipeline_model_parallel_rank()
     stages = config.parallel.pipeline_model_parallel_size

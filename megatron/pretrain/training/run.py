@@ -28,6 +28,7 @@ from megatron.pretrain.training.batches import build_iterators
 from megatron.pretrain.training.loop import Trainer
 from megatron.pretrain.training.optimizer import build_optimizer, build_scheduler
 from megatron.pretrain.training.overlap import Overlap, open_overlap
+from megatron.pretrain.training.pipeline import ForwardBackward, open_pipeline
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import Progress, TrainingState
 from megatron.pretrain.training.stop import StopConditions
@@ -79,7 +80,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
         overlap = stack.enter_context(open_overlap(config, state.model, device))
-        trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, device)
+        pipeline = stack.enter_context(open_pipeline(config, device))
+        trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, pipeline, device)
         if loaded is not None:
             message = f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}"
             run_log.record(EventRecord(iteration=loaded.iteration, event=RESUMED, message=message))
@@ -176,6 +178,7 @@ def _trainer(
     checkpoints: CheckpointManager,
     stop: StopConditions,
     overlap: Overlap | None,
+    pipeline: ForwardBackward,
     device: torch.device,
 ) -> Trainer:
     # Read from the flags, not from the datasets: a rank that reads no data must take part in evaluations too.
@@ -198,4 +201,5 @@ def _trainer(
         checkpoints=checkpoints,
         stop=stop,
         overlap=overlap,
+        forward_backward=pipeline,
     )

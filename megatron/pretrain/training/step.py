@@ -11,11 +11,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.training.overlap import Overlap
+from megatron.pretrain.training.pipeline import ForwardBackward
 from megatron.pretrain.training.state import TrainingState
 
 Batch = dict[str, torch.Tensor]
 BatchIterator = Iterator[Batch]
-ForwardBackward = Callable[..., list[dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +79,22 @@ def mean_loss(figures: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None
 class TrainStep:
     """Runs steps over a state. Construction resolves everything that stays the same from step to step."""
 
-    def __init__(self, config: PretrainConfig, before_update: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        before_update: Callable[[], None] = lambda: None,
+        overlap: Overlap | None = None,
+        forward_backward: ForwardBackward | None = None,
+    ) -> None:
         """Args:
         config: the options of the run.
         before_update: called between the backward pass and the update: traffic started here runs beside the update.
+        overlap: overlapped recompute; None when it is off.
+        forward_backward: runs the passes of a step; the stock schedule when None.
         """
-        self._forward_backward: ForwardBackward = get_forward_backward_func()
+        self._forward_backward: ForwardBackward = forward_backward or get_forward_backward_func()
+        self._forward_step = forward_step if overlap is None else overlap.forward_step(forward_step)
+        self._around = nullcontext if overlap is None else overlap.step
         self._before_update = before_update
         self._batch_size = config.global_batch_size
         self._shape = {

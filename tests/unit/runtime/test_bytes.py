@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from overlap_recompute.runtime import Policy
+from tests.unit.runtime.cases import Unit
 from tests.unit.runtime.models import MlpBlock, Stack
 from tests.unit.runtime.support import LiveStorages, attached, limited, never
 
@@ -121,13 +122,12 @@ def test_what_is_used_no_longer_counts_as_prefetched() -> None:
         with runtime.microbatch(0):
             loss = model(torch.randn(ROWS, WIDTH))
         runtime.queue.fill(limited(3))
-        prefetched_bytes = []
-        model.blocks[2].fc2.bias.register_hook(lambda grad: prefetched_bytes.append(runtime.ledger.prefetched_bytes))
-        assert runtime.ledger.prefetched_bytes == STATISTICS + NORM + FC1 + ACT
-        loss.backward()
+        brought_back = STATISTICS + NORM + FC1 + ACT
+        assert runtime.ledger.prefetched_bytes == runtime.ledger.recomputed_bytes == brought_back
+        loss.backward(retain_graph=True)
+        assert (runtime.ledger.prefetched_bytes, runtime.ledger.recomputed_bytes) == (0, LAYERS * brought_back)
+        del loss
         runtime.step_end()
-    assert prefetched_bytes[0] < STATISTICS + NORM + FC1 + ACT
-    assert runtime.ledger.prefetched_bytes == 0
 
 
 def test_a_storage_that_two_microbatches_keep_counts_once() -> None:
@@ -144,17 +144,21 @@ def test_a_storage_that_two_microbatches_keep_counts_once() -> None:
 
 
 def test_what_is_released_before_the_forward_pass_ends_does_not_count() -> None:
-    model = stack()
-    # Nobody saves the output of fc2, so dropping it keeps nothing in the end, though its argument is held for a while.
-    with attached(model, Policy.recompute("fc2"), ["blocks.*.fc2"]) as runtime:
+    add = Unit(lambda weight, x: x + weight)
+    x = torch.randn(ROWS, 4)
+    with attached(nn.ModuleList([add]), Policy.recompute_all(), ["*"]) as runtime:
         with runtime.microbatch(0):
-            loss = model(torch.randn(ROWS, WIDTH))
-        kept_bytes = FORMULA[()][0]
-        assert runtime.ledger.kept_bytes == LAYERS * kept_bytes + INPUT
-        loss.backward()
+            output = add(-x)
+            assert runtime.ledger.kept_bytes == ROWS * 4 * FLOAT, "the argument, as long as the output may be saved"
+            square = output**2
+            assert runtime.ledger.dropped_bytes == ROWS * 4 * FLOAT
+            del square
+            assert runtime.ledger.dropped_bytes == 0
+        assert runtime.ledger.kept_bytes == 0, "nobody can save the output any more"
+        output.sum().backward()
         report = runtime.step_end()
-    assert report.kept_bytes == LAYERS * kept_bytes + INPUT
-    assert report.dropped_bytes == 0
+    assert (report.kept_bytes, report.dropped_bytes) == (0, 0)
+    assert report.kept_peak_bytes == ROWS * 4 * FLOAT
 
 
 def test_dropout_masks_are_dropped() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from overlap_recompute.runtime import Policy
 from tests.unit.runtime.models import EXAMPLES, Example
-from tests.unit.runtime.support import attached, plain_step, runtime_step, same_bits
+from tests.unit.runtime.support import attached, limited, plain_step, runtime_step, same_bits
 
 POLICIES = {
     "all": Policy.recompute_all(),
@@ -50,7 +50,7 @@ def test_a_step_under_autocast_is_bit_equal(example: Example, inside: bool) -> N
             else:
                 with runtime.microbatch("only"):  # type: ignore[attr-defined]
                     loss = model(x)
-                runtime.queue.fill(lambda done=iter(range(4)): next(done, None) is None)  # type: ignore[attr-defined]
+                runtime.queue.fill(limited(4))  # type: ignore[attr-defined]
             if inside:
                 loss.backward()
         if not inside:

@@ -194,6 +194,31 @@ def test_train_and_eval_flags_are_those_of_the_forward_pass() -> None:
     assert same_bits([p.grad for p in model.parameters()], expected[1:-1])
 
 
+class CacheSpy(nn.Module):
+    """Writes down whether autocast would share its casts."""
+
+    def __init__(self, found: list[tuple[bool, bool]]) -> None:
+        super().__init__()
+        self.linear, self.found = nn.Linear(4, 4), found
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.found.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return self.linear(x)
+
+
+def test_a_replay_shares_no_casts_with_what_runs_around_it() -> None:
+    found: list[tuple[bool, bool]] = []
+    model = nn.ModuleList([CacheSpy(found)])
+    with attached(model, Policy.recompute_all(), ["*"], verify=True) as runtime:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with runtime.microbatch(0):
+                loss = (model[0](torch.randn(2, 4)) ** 2).sum()
+            runtime.queue.fill(never)
+        loss.backward()
+        runtime.step_end()
+    assert found == [(True, True), (True, False)]
+
+
 def test_autocast_is_left_as_it_was_found() -> None:
     model = Stack(*(MlpBlock(8) for _ in range(2)))
     x = torch.randn(2, 8)

@@ -7,7 +7,7 @@ from megatron.pretrain.config.ranges import NonNegativeFloat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlapOptions:
-    """Overlapped recompute: drop activations and bring them back while communication is in flight (docs/overlap.md)."""
+    """Overlapped recompute: drop activations, bring them back while communication is in flight."""
 
     overlap_recompute: bool = False
     """Own flag. Drop what --overlap-recompute-policy says, and recompute it in the waits of collectives and pipeline

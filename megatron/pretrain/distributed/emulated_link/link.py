@@ -55,7 +55,7 @@ class EmulatedTraffic:
         """One line, labelled."""
         return (
             f"emulated link: {self.transfers} transfers, {self.sent_bytes / 1e6:.1f} MB out and "
-            f"{self.received_bytes / 1e6:.1f} MB in, busy for {self.busy_s:.2f} emulated s"
+            f"{self.received_bytes / 1e6:.1f} MB in, busy for {self.busy_s:.3g} emulated s"
         )
 
 

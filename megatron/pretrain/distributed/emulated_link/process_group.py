@@ -77,6 +77,7 @@ class LinkedProcessGroups:
     def install(self) -> None:
         """Replace the methods."""
         _require_known_methods()
+        self._waiters = Waiters()
         for names, (transfer_of, arguments) in OPERATIONS.items():
             for name in names:
                 if name in vars(ProcessGroup):

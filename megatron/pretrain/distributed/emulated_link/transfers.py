@@ -45,15 +45,18 @@ def gathered_ring(n: int, rank: int, values: Mapping[str, Any]) -> Transfer:
 
 def all_to_all_single(n: int, rank: int, values: Mapping[str, Any]) -> Transfer:
     """Everything but what a rank keeps, all at once: one message deep."""
-    sent = _without_own(values["input"], values.get("input_splits") or (), n, rank)
-    received = _without_own(values["output"], values.get("output_splits") or (), n, rank)
+    sent = _without_own(values["input"], values.get("input_splits"), n, rank)
+    received = _without_own(values["output"], values.get("output_splits"), n, rank)
     return Transfer(sent_bytes=sent, received_bytes=received, messages=1)
 
 
-def _without_own(tensor: torch.Tensor, splits: Sequence[int], n: int, rank: int) -> int:
+def _without_own(tensor: torch.Tensor, splits: Sequence[int] | None, n: int, rank: int) -> int:
     total = payload_bytes(tensor)
-    kept = total // n if not splits else total * splits[rank] // max(1, sum(splits))
-    return total - kept
+    # Megatron-Core's token dispatcher passes NumPy arrays, which have no truth value.
+    if splits is None or len(splits) == 0:
+        return total - total // n
+    rows = [int(split) for split in splits]
+    return total - total * rows[rank] // max(1, sum(rows))
 
 
 def all_to_all(n: int, rank: int, values: Mapping[str, Any]) -> Transfer:

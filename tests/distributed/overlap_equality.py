@@ -1,0 +1,77 @@
+"""One rank of the equality tests: every arm must compute what a run without overlapped recompute computes.
+
+Usage: overlap_equality.py LAYOUT. Started by test_overlap.py; prints one line per comparison, and ends with 1 when
+anything differs.
+"""
+
+import sys
+
+from tests.distributed.overlap_support import DROPOUT, GPT, LLAMA, MOE, config_of, groups, train
+
+ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
+ALL, SERIALIZED = f"{ON} --overlap-recompute-verify", f"{ON} --overlap-recompute-serialize"
+ON_DEMAND = "--overlap-recompute --overlap-recompute-policy on-demand"
+SMALL_CAP = "--overlap-recompute --overlap-recompute-policy all"
+ARMS = (ALL, SERIALIZED, ON_DEMAND, SMALL_CAP)
+UNITS = ("input_layernorm", "linear_qkv", "core_attention", "pre_mlp_layernorm", "linear_fc1", "activation")
+
+
+def by_unit(*units: str) -> tuple[str, ...]:
+    return tuple(f"{ON} --overlap-recompute-policy all:{unit}" for unit in units)
+
+
+PAIRS = by_unit("linear_fc1+activation", "core_attention+input_layernorm")
+TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
+UNFUSED = "--attention-backend unfused"
+# Layout -> cases: the flags that all runs share, and the arms to compare with a run without the runtime.
+LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "one": (
+        (f"{GPT} --global-batch-size 4", (*ARMS, *by_unit(*UNITS), *PAIRS)),
+        (f"{DROPOUT} --global-batch-size 4", ARMS),
+        (f"{DROPOUT} --global-batch-size 4 {UNFUSED} --no-bias-gelu-fusion", (ALL, *by_unit("core_attention", "activation"))),
+        (f"{LLAMA} --global-batch-size 4", (*ARMS, *by_unit("rotary", "linear_qkv", "rotary+core_attention"))),
+        (f"{LLAMA} --global-batch-size 4 --bf16 --qk-layernorm --no-bias-swiglu-fusion", ARMS),
+        (f"{MOE} --global-batch-size 4", (*ARMS, *by_unit("activation", "linear_fc1"))),
+        (f"{MOE} --global-batch-size 4 --swiglu --moe-shared-expert-intermediate-size 64", (ALL,)),
+    ),
+    "TP2": (
+        (f"{DROPOUT} {TP2} --global-batch-size 4", (*ARMS, *PAIRS)),
+        (f"{LLAMA} {TP2} --global-batch-size 4", ARMS),
+        (f"{DROPOUT} {TP2} --sequence-parallel --global-batch-size 4", ARMS),
+        (f"{LLAMA} {TP2} --sequence-parallel --global-batch-size 4 --bf16", (ALL, SERIALIZED)),
+    ),
+    "PP2": (
+        (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, f"{ON} --overlap-recompute-policy 0:all,1:none")),
+        (f"{LLAMA} {PP2} --global-batch-size 8", (ALL, f"{ON} --overlap-recompute-policy 1:linear_fc1+activation")),
+    ),
+    "VPP2": ((f"{DROPOUT} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8", ARMS),),
+    "DP2": (
+        (f"{DROPOUT} --global-batch-size 8 --overlap-grad-reduce --ddp-bucket-size 20000", (ALL, SERIALIZED)),
+        (
+            f"{DROPOUT} --global-batch-size 8 --bf16 --use-distributed-optimizer --overlap-grad-reduce "
+            f"--overlap-param-gather {UNFUSED}",
+            (ALL, SERIALIZED),
+        ),
+    ),
+    "EP2": ((f"{MOE} --expert-model-parallel-size 2 --global-batch-size 8", ARMS),),
+}  # fmt: skip
+
+
+def main(layout: str) -> int:
+    failures = 0
+    cases = LAYOUTS[layout]
+    with groups(cases[0][0]):
+        for flags, arms in cases:
+            reference = train(flags)
+            steps = len(reference.gradients)
+            assert steps == 5 and all(buffer.any() for buffers in reference.gradients for buffer in buffers)
+            for arm in arms:
+                differences = train(flags, arm).differences(reference)
+                failures += bool(differences)
+                print("differs" if differences else "equal", "|", flags, "|", arm, "|", "; ".join(differences[:3]))
+    print(f"{layout}: {sum(len(arms) for _, arms in cases)} arms, {failures} failures", config_of(cases[0][0]).world.rank)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
