@@ -6,8 +6,14 @@ python=$(bash tools/setup_env.sh requirements-dev.txt)
 bin=$(dirname "$python")
 export OMP_NUM_THREADS=1
 
+# The tests over shaped links want iproute2; where it cannot be had they skip and say so.
+if [ "$(id -u)" = 0 ] && ! { command -v ip && command -v tc; } >/dev/null && command -v apt-get >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; } >/dev/null || true
+fi
+
 echo "== ruff" && "$bin/ruff" check . && "$bin/ruff" format --check --quiet .
-echo "== mypy" && "$bin/mypy" -p megatron.pretrain -p overlap_recompute
+echo "== mypy" && "$bin/mypy" -p megatron.pretrain -p megatron.overlap -p overlap_recompute
+MYPYPATH=tools "$bin/mypy" -p linklab_lib
 if [ $# -gt 0 ]; then
     echo "== pytest $*" && exec "$python" -m pytest "$@"
 fi

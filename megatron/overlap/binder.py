@@ -24,14 +24,7 @@ class Binder:
 
     def attach(self, module: nn.Module, unit: str, layer: int) -> None:
         """Make a module a unit."""
-        if any(inner._forward_pre_hooks or inner._forward_hooks for inner in list(module.modules())[1:]):
-            # The hooks of `--overlap-param-gather`: a replay finds every parameter gathered and they do nothing. The
-            # runtime cannot know that and would refuse a module, but it takes a function.
-            self.declare(unit, layer)
-            forward = module.forward
-            self.replacements.set(module, "forward", lambda *args, **options: self.run(unit, layer, forward, *args, **options))
-        else:
-            self.runtime.attach_unit(module, unit, layer)
+        self.runtime.attach_unit(module, unit, layer)
 
     def declare(self, unit: str, layer: int) -> None:
         """Make a unit known that `run` will call."""

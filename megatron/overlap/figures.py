@@ -43,9 +43,9 @@ class Figures:
         Times are means over ranks and steps, in milliseconds; bytes are those of the rank that holds most.
         """
         sums = [self._hidden_ms, self._exposed_ms]
-        for kind in WindowKind:
-            found = self._windows[kind]
-            sums += [found.length_ns / NS_PER_MS, found.filled_ns / NS_PER_MS, found.overrun_ns / NS_PER_MS, found.windows]
+        for found in self._windows.values():
+            sums += [ns / NS_PER_MS for ns in (found.length_ns, found.filled_ns, found.overrun_ns)]
+            sums.append(float(found.windows))
         ranks = torch.distributed.get_world_size()
         means = self._reduced(sums, torch.distributed.ReduceOp.SUM)
         means = [value / ranks / max(1, self._steps) for value in means]

@@ -39,6 +39,13 @@ def choose_policy(
     return Policy(rules=rules), tuple(notes)
 
 
+def summary_of(policy: Policy) -> str:
+    """What a policy of `choose_policy` drops, for the log."""
+    names = [rule.unit for rule in policy.rules]
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{name} of {count} layers" for name, count in counts.items()) or "keeps everything"
+
+
 def _cannot_drop(kind: str, stage: int, reasons: set[str]) -> ConfigError:
     why = "; ".join(sorted(reasons)) or "its layers have no such unit"
     return ConfigError(

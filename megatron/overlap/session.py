@@ -21,7 +21,8 @@ from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
 from megatron.overlap.figures import Figures
-from megatron.overlap.policy import choose_policy
+from megatron.overlap.pipeline_windows import PipelineWindows
+from megatron.overlap.policy import choose_policy, summary_of
 from megatron.overlap.replacements import Replacements
 from megatron.overlap.settings import MicrobatchKey, OverlapSettings
 from megatron.overlap.step_trace import StepTrace
@@ -30,7 +31,7 @@ from megatron.overlap.windows import Windows
 from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.windows import WindowKind
-from overlap_recompute.runtime import CudaStreams, Decision, InlineLane, Journal, Policy, Runtime, StepReport, StreamLane
+from overlap_recompute.runtime import CudaStreams, InlineLane, Journal, Lane, Policy, Runtime, StepReport, StreamLane
 from overlap_recompute.schedules.builders import pipeline_schedule
 
 logger = logging.getLogger(__name__)
@@ -55,26 +56,35 @@ class OverlapSession:
         UserError: megatron-core has another shape than the adapters were written for.
     """
 
-    def __init__(self, settings: OverlapSettings, chunks: Sequence[DistributedDataParallel], journal: Journal | None = None) -> None:
+    def __init__(
+        self, settings: OverlapSettings, chunks: Sequence[DistributedDataParallel], journal: Journal | None = None
+    ) -> None:
         self.settings = settings
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._counts = [0] * len(chunks)
         self._replacements = Replacements()
-        self._trace = StepTrace(settings) if settings.trace_folder is not None else None
-        journal = journal or (self._trace.journal if self._trace is not None else None)
+        self._trace: StepTrace | None = None
+        if journal is None and settings.trace_folder is not None:
+            journal = Journal()
         on_device = settings.device.type == "cuda"
+        streams: Any = CudaStreams(settings.device) if on_device else None
+        lane: Lane = StreamLane(streams) if on_device else InlineLane()
         self.runtime = Runtime(
             Policy.save_all(),
-            lane=StreamLane(CudaStreams(settings.device)) if on_device else InlineLane(),
+            lane=lane,
             prefetch_cap_bytes=settings.prefetch_cap_bytes or 0,
             rng_providers=(TrackerRng(),),
             journal=journal,
             verify=settings.verify,
+            # Those of --overlap-param-gather are on every module; a replay finds the parameters gathered.
+            replay_inner_hooks=any(chunk.use_forward_hook for chunk in chunks),
         )
         self.figures = Figures(settings.device)
-        log = WindowLog(self._trace.window if self._trace is not None else None)
         try:
             _check_same_flags(settings)
+            if settings.trace_folder is not None and journal is not None:
+                self._trace = StepTrace(settings, settings.trace_folder, journal)
+            log = WindowLog(self._trace.window if self._trace is not None else None)
             units_per_window = self._attach(chunks)
             closing: Closing = DeviceClosing(units_per_window) if on_device else HostClosing()
             self.windows = Windows(self.runtime, closing, log, fills=not settings.serialize)
@@ -96,9 +106,8 @@ class OverlapSession:
         self.runtime.set_policy(policy)
         for note in notes:
             logger.info("note: %s", note)
-        dropped = sum(policy.decision(*unit) is Decision.RECOMPUTE for unit in self.runtime.units)
-        logger.info("overlapped recompute on stage %d: %s", self.settings.stage, policy_summary(policy, self.runtime))
-        return math.ceil(dropped / max(1, len(layers)) / WINDOWS_PER_LAYER)
+        logger.info("overlapped recompute on stage %d: %s", self.settings.stage, summary_of(policy))
+        return math.ceil(len(policy.rules) / max(1, len(layers)) / WINDOWS_PER_LAYER)
 
     def forward_step(self, run: ForwardStep) -> ForwardStep:
         """The forward step that schedules call, with what it saves for backward under the policy."""
@@ -150,6 +159,11 @@ class OverlapSession:
         if self._trace is not None:
             self._trace.end_step()
 
+    @property
+    def pipeline_waits(self) -> PipelineWindows:
+        """What the schedules of `megatron.overlap.pipeline` hand their waits to (kind `pp_wait`)."""
+        return PipelineWindows(self.windows)
+
     def expect(self, order: Iterable[MicrobatchKey]) -> None:
         """Announce the order of this step's backward passes; without interleaving it is that of the forward passes."""
         self.runtime.queue.expect(order)
@@ -186,13 +200,6 @@ class OverlapSession:
         ]
 
 
-def policy_summary(policy: Policy, runtime: Runtime) -> str:
-    """How many calls of which units are dropped, for the log."""
-    names = [unit for unit, layer in runtime.units if policy.decision(unit, layer) is Decision.RECOMPUTE]
-    counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    return ", ".join(f"{name} of {count} layers" for name, count in counts.items()) or "keeps everything"
-
-
 def _kinds_of_groups() -> dict[ProcessGroup, Kinds]:
     """The groups whose collectives open windows, and what these are called in forward and backward.
 
@@ -220,7 +227,7 @@ def _check_same_flags(settings: OverlapSettings) -> None:
     other = next((rank for rank, mark in enumerate(found) if mark != found[0]), None)
     if other is not None:
         raise ConfigError(
-            f"rank {other} with other --overlap-recompute flags than rank 0 (this is rank {settings.rank}: {settings.flags})",
+            f"other --overlap-recompute flags on rank {other} than on rank 0 (rank {settings.rank}: {settings.flags})",
             "the same flags on every rank",
             "start every rank with the same command line",
         )

@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 from torch.autograd import Variable
@@ -10,17 +11,31 @@ from megatron.overlap.settings import MicrobatchKey, OverlapSettings
 from megatron.overlap.trace import TraceWriter
 from megatron.overlap.window_log import Window
 from overlap_recompute.plan.actions import Action, Kind
+from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.runtime import Journal
 
 
 class StepTrace:
     """Follows the steps of one rank."""
 
-    def __init__(self, settings: OverlapSettings) -> None:
-        assert settings.trace_folder is not None
-        label = f"rank {settings.rank} (stage {settings.stage})"
-        self.journal = Journal()
-        self._writer = TraceWriter(settings.trace_folder, settings.rank, label)
+    def __init__(self, settings: OverlapSettings, folder: Path, journal: Journal) -> None:
+        """Args:
+        settings: the place of this rank.
+        folder: where the trace goes.
+        journal: what the runtime writes; emptied after each step.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            self._writer = TraceWriter(folder, settings.rank, f"rank {settings.rank} (stage {settings.stage})")
+        except OSError as error:
+            raise ConfigError(
+                f"--overlap-recompute-trace {folder}, which cannot be written ({error})",
+                "a folder with permission to write",
+                "name another folder",
+            ) from None
+        self._journal = journal
         self._forward_ns = 0
 
     def window(self, window: Window) -> None:
@@ -49,7 +64,7 @@ class StepTrace:
 
     def end_step(self) -> None:
         """Write what the journal has gathered."""
-        self._writer.replays(self.journal)
+        self._writer.replays(self._journal)
 
     def close(self) -> None:
         """Complete the file."""

@@ -1,10 +1,11 @@
 """The trace of one rank, in the format that Perfetto and chrome://tracing open.
 
 Four lanes: `schedule` has forward and backward passes under the names of their actions (`0F3`: chunk 0, microbatch 3),
-`windows` the waits by kind, `hidden` and `exposed` the recomputed units (`R(L7.linear_fc1) 0.3`). Times are those of the
-host; on a GPU a recompute is as long as its launch.
+`windows` the waits by kind, `hidden` and `exposed` the recomputed units (`R(L7.linear_fc1) 0.3`). Times are those of
+the host; on a GPU a recompute is as long as its launch.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -46,8 +47,9 @@ class TraceWriter:
         self._separator = "[\n"
         self._add({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": label}})
         for number, lane in enumerate(LANES):
-            self._add({"ph": "M", "name": "thread_name", "pid": rank, "tid": number, "args": {"name": lane}})
-            self._add({"ph": "M", "name": "thread_sort_index", "pid": rank, "tid": number, "args": {"sort_index": number}})
+            place = {"ph": "M", "pid": rank, "tid": number}
+            self._add({**place, "name": "thread_name", "args": {"name": lane}})
+            self._add({**place, "name": "thread_sort_index", "args": {"sort_index": number}})
 
     def span(self, lane: str, name: str, begin_ns: int, end_ns: int, **details: Any) -> None:
         """A span from one `time.perf_counter_ns()` to another."""
@@ -102,8 +104,13 @@ class TraceWriter:
         self._separator = ",\n"
 
     def _give_up(self, error: OSError) -> None:
+        """What is there already stays: a viewer reads it without its end."""
         logger.warning("the trace %s ends early (%s); training goes on", self.path, error)
         self._left = 0
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            os.replace(self._unfinished, self.path)
 
 
 def unit_name(unit: str, layer: int) -> str:

@@ -1,7 +1,7 @@
 """Windows: a communication is in flight, and until it is over the rank recomputes what backward needs next.
 
-    comp: | .. | launch all_reduce  R(L7.linear_fc1) R(L7.activation)  wait | L8 ..
-    comm: |    |        all_reduce ....................................     |
+comp: | .. | launch all_reduce  R(L7.linear_fc1) R(L7.activation)  wait | L8 ..
+comm: |    |        all_reduce ....................................     |
 """
 
 import time
@@ -54,11 +54,10 @@ class Windows:
         Raises:
             ReplayError: a replay failed; the communication is still in flight.
         """
-        begin_ns = time.perf_counter_ns()
         if not self._fills or self._queue.upcoming(only) is None:
-            work.wait()
-            self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), 0, 0, 0))
+            self.measure(kind, work)
             return
+        begin_ns = time.perf_counter_ns()
         watch = self._closing.watch(work, pollable)
         fill = _TimedFill(watch)
         done = self._queue.fill(fill.is_over, only=only)
@@ -67,15 +66,19 @@ class Windows:
         overrun_ns = fill.overrun_ns if done.units else 0
         self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), filled_ns, overrun_ns, done.units))
 
+    def measure(self, kind: WindowKind, work: Any) -> None:
+        """Wait for `work` and record how long that took."""
+        begin_ns = time.perf_counter_ns()
+        work.wait()
+        self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), 0, 0, 0))
+
     @contextmanager
     def window(self, kind: WindowKind) -> "Iterator[OpenWindow]":
         """A window that its user opens and closes: fill it with `fill(until)`, and wait before the block ends."""
         begin_ns = time.perf_counter_ns()
         opened = OpenWindow(self._queue if self._fills else None)
         yield opened
-        self.log.add(
-            Window(kind, begin_ns, time.perf_counter_ns(), opened.filled_ns, opened.overrun_ns, opened.units)
-        )
+        self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), opened.filled_ns, opened.overrun_ns, opened.units))
 
     def close(self) -> None:
         """No window will be opened any more."""

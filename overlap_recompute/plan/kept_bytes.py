@@ -149,8 +149,8 @@ def _attention(shape: LayerShape) -> Iterator[_Storage]:
     yield _Storage("query, key and value", (heads + 2 * groups) * head_bytes, "linear_qkv")
     # Products of scaled copies of query and key need no more than the copies.
     reader = "core_attention" if shape.core == MATH else None
-    if groups != heads:
-        # Views cannot regroup the heads; and rotation itself needs only its angles.
+    if 1 < groups < heads:
+        # A view cannot regroup the heads of several groups; and rotation itself needs only its angles.
         yield _Storage("copy of the query", heads * head_bytes, "linear_qkv", "rotary" if shape.rotary else reader)
     if shape.rotary:
         yield _Storage("rotated query and key", (heads + groups) * head_bytes, "rotary", reader)

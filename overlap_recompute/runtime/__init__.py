@@ -12,7 +12,7 @@ from overlap_recompute.runtime.errors import (
     VerifyError,
 )
 from overlap_recompute.runtime.journal import Event, Journal, Kind
-from overlap_recompute.runtime.lanes import CudaStreams, InlineLane, Lane, StreamLane
+from overlap_recompute.runtime.lanes import CudaStreams, Fence, InlineLane, Lane, StreamLane, Streams
 from overlap_recompute.runtime.ledger import Ledger
 from overlap_recompute.runtime.recompute_queue import Fill, RecomputeQueue, Stop
 from overlap_recompute.runtime.report import LayerBytes, StepReport
@@ -20,8 +20,8 @@ from overlap_recompute.runtime.rng import CpuRng, CudaRng, RngProvider
 from overlap_recompute.runtime.runtime import MicrobatchScope, Runtime
 
 __all__ = [
-    "ContextProvider", "CpuRng", "CudaRng", "CudaStreams", "Decision", "Event", "Fill", "InPlaceError", "InlineLane",
-    "Journal", "Kind", "Lane", "LayerBytes", "Ledger", "MicrobatchScope", "Place", "Policy", "RecomputeQueue",
-    "ReplayError", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane", "UnfinishedError", "UnitDecision",
-    "UnitError", "UnsafeUnitError", "VerifyError",
+    "ContextProvider", "CpuRng", "CudaRng", "CudaStreams", "Decision", "Event", "Fence", "Fill", "InPlaceError",
+    "InlineLane", "Journal", "Kind", "Lane", "LayerBytes", "Ledger", "MicrobatchScope", "Place", "Policy",
+    "RecomputeQueue", "ReplayError", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane", "Streams",
+    "UnfinishedError", "UnitDecision", "UnitError", "UnsafeUnitError", "VerifyError",
 ]  # fmt: skip

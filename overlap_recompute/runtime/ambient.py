@@ -54,13 +54,14 @@ class Ambient:
         self, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...], last: Surroundings | None
     ) -> Surroundings:
         """What is in force now for a unit of these modules and parameters; `last` itself if that has not changed."""
-        now = (
-            self.autocast(),
-            tuple([module.training for module in modules]),
-            tuple([provider.capture() for provider in self._providers]) if self._providers else (),
-            tuple([parameter._version for parameter in parameters]) if parameters else (),
-        )
-        return last if last is not None and not self._providers and last == now else Surroundings(*now)
+        autocast = self.autocast()
+        training = tuple([module.training for module in modules])
+        versions = tuple([parameter._version for parameter in parameters]) if parameters else ()
+        if self._providers:
+            return Surroundings(autocast, training, tuple([p.capture() for p in self._providers]), versions)
+        if last is not None and last.training == training and last.versions == versions and last.autocast == autocast:
+            return last
+        return Surroundings(autocast, training, (), versions)
 
     def enter(self, wanted: Surroundings, modules: tuple[nn.Module, ...]) -> "ExitStack | None":
         """Put it in force; returns what undoes it, None when nothing had to be done."""

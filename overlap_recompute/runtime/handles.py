@@ -32,11 +32,13 @@ class Entry:
 
     __slots__ = (
         "position", "nbytes", "numel", "dtype", "account", "readers", "sharers", "tensor", "version",
-        "present", "prefetched", "view", "reference",
+        "present", "prefetched", "view", "storage", "reference",
     )  # fmt: skip
 
     view: View
     """Set for outputs: the geometry that a replay must reproduce, because views are rebuilt on it."""
+    storage: "weakref.ref[torch.UntypedStorage]"
+    """Set for what a unit saves inside itself: the storage that is dropped."""
     reference: Tensor
     """Set to verify the replay: a copy of the dropped tensor."""
     version: int

@@ -38,6 +38,9 @@ class Recorder:
         if call is not None:
             position = call.saved_count
             call.saved_count = position + 1
+            if tensor is state.argument:
+                # Most units save their argument: what the call keeps for its replay stands for it as well.
+                return call.args[0]  # type: ignore[no-any-return]
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
@@ -50,6 +53,9 @@ class Recorder:
                 return handle
         static = state.static.get(key)
         if static is not None and static() is storage:
+            shared = static.kept
+            if shared is not None and shared.tensor is tensor and shared.version == tensor._version:
+                return shared
             return _static(static, tensor)
         if type(tensor) is nn.Parameter:
             return Kept(tensor, tensor._version, None)
@@ -57,11 +63,12 @@ class Recorder:
         if call is None or (kept is not None and kept() is not None):
             return Kept(tensor.detach(), tensor._version, state.keep(storage, key))
         seen = state.seen.get(key)
-        if seen is not None and seen[0]() is storage and seen[1].sharers:
-            entry = call.add_entry(Entry(position, seen[1].nbytes, tensor, seen[1]))
+        if seen is not None and seen.storage() is storage and seen.sharers:
+            entry = call.add_entry(Entry(position, seen.nbytes, tensor, seen))
         else:
             entry = call.add_entry(Entry(position, storage.nbytes(), tensor, None))
-            state.seen[key] = (weakref.ref(storage), entry)
+            entry.storage = weakref.ref(storage)
+            state.seen[key] = entry
         if state.verify:
             entry.reference = tensor.detach().clone()
         return Handle(call, entry, None, False)
@@ -89,12 +96,13 @@ class Recorder:
         self.settle(microbatch, call.rng)
         outer, state.layer = state.layer, unit.layer
         state.running = call
+        state.argument = args[0] if args and isinstance(args[0], Tensor) else None
         try:
             output = forward(*args, **kwargs)
             self._check(call, watched, buffers)
             self._register(call, output)
         finally:
-            state.running, state.layer = None, outer
+            state.running, state.argument, state.layer = None, None, outer
             state.seen.clear()
         call.phase = Phase.DROPPED
         microbatch.calls.append(weakref.ref(call))
@@ -189,11 +197,11 @@ class Recorder:
                 "keep this unit (SAVE), or freeze its statistics",
                 call.place,
             )
-        if unit.inner_hooks and unit.has_inner_hooks():
+        if unit.inner_hooks and not self.state.replay_inner_hooks and unit.has_inner_hooks():
             raise UnsafeUnitError(
                 "a module inside the unit has forward hooks",
                 "hooks on the unit itself, which are not replayed, or none",
-                "move the hooks, attach the inner module as the unit, or keep this unit (SAVE)",
+                "move the hooks, keep this unit (SAVE), or set replay_inner_hooks if they may run twice",
                 call.place,
             )
 
@@ -217,17 +225,15 @@ class Recorder:
             ref.version, ref.nbytes, ref.dtype = tensor._version, storage.nbytes(), tensor.dtype
             ref.view = (tensor.size(), tensor.stride(), tensor.storage_offset())
             seen = state.seen.get(key)
-            ref.account = seen[1] if seen is not None and seen[0]() is storage else None
+            ref.account = seen if seen is not None and seen.storage() is storage else None
             state.outputs[key] = ref
 
 
 def _static(static: StaticRef, tensor: Tensor) -> Kept:
     if type(tensor) is not nn.Parameter:
         return Kept(tensor.detach(), tensor._version, None)
-    kept = static.kept
-    if kept is None or kept.tensor is not tensor or kept.version != tensor._version:
-        # A parameter is a leaf, so holding it as it is makes no cycle with its node.
-        kept = static.kept = Kept(tensor, tensor._version, None)
+    # A parameter is a leaf, so holding it as it is makes no cycle with its node.
+    kept = static.kept = Kept(tensor, tensor._version, None)
     return kept
 
 

@@ -48,18 +48,18 @@ class Replayer:
         Raises:
             ReplayError: the replay failed, now or earlier.
         """
-        with self._lock:
-            self.materialize(call, hidden=False)
+        self.materialize(call, hidden=False)
 
     def materialize(self, call: UnitCall, hidden: bool) -> None:
         """Replay `call` after what it depends on; nothing happens if that was done before."""
-        waiting = [call]
-        while waiting:
-            source = waiting[-1].pending_source()
-            if source is not None and waiting[-1].phase is Phase.DROPPED:
-                waiting.append(source)
-            else:
-                self.run(waiting.pop(), hidden)
+        with self._lock:
+            waiting = [call]
+            while waiting:
+                source = waiting[-1].pending_source()
+                if source is not None and waiting[-1].phase is Phase.DROPPED:
+                    waiting.append(source)
+                else:
+                    self.run(waiting.pop(), hidden)
 
     def run(self, call: UnitCall, hidden: bool) -> None:
         """Replay one call whose arguments are all there.
@@ -67,28 +67,30 @@ class Replayer:
         Raises:
             ReplayError: the replay raised, or did something else than the forward pass.
         """
-        if call.phase is Phase.PRESENT:
-            return
-        if call.phase is not Phase.DROPPED:
-            raise _not_replayable(call)
-        begin_ns, journal = time.perf_counter_ns(), self._state.journal
-        call.phase, call.hidden = Phase.REPLAYING, hidden
-        if journal is not None:
-            journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
-        try:
-            with self._lock:
+        with self._lock:
+            if call.phase is Phase.PRESENT:
+                return
+            if call.phase is not Phase.DROPPED:
+                raise _not_replayable(call)
+            if self._state.replaying is not None:
+                raise _inside(self._state.replaying)
+            begin_ns, journal = time.perf_counter_ns(), self._state.journal
+            call.phase, call.hidden = Phase.REPLAYING, hidden
+            if journal is not None:
+                journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
+            try:
                 if hidden:
                     call.fence = self.lane.run(partial(self._replay, call, True))
                 else:
                     self._replay(call, False)
-            call.phase = Phase.PRESENT
-        except BaseException as error:
-            self._fail(call, error)
-        finally:
-            call.forget_arguments()
-        self._state.replays.add(hidden, time.perf_counter_ns() - begin_ns)
-        if journal is not None:
-            journal.add(Kind.REPLAY_END, call.place, hidden)
+                call.phase = Phase.PRESENT
+            except BaseException as error:
+                self._fail(call, error)
+            finally:
+                call.forget_arguments()
+            self._state.replays.add(hidden, time.perf_counter_ns() - begin_ns)
+            if journal is not None:
+                journal.add(Kind.REPLAY_END, call.place, hidden)
 
     def _fail(self, call: UnitCall, error: BaseException) -> NoReturn:
         call.phase = Phase.FAILED
@@ -105,7 +107,7 @@ class Replayer:
         ) from error
 
     def _replay(self, call: UnitCall, hidden: bool) -> Sequence[Tensor]:
-        """Run the unit's forward under hooks that hand what it saves to the call's slots; returns what it read."""
+        """Run the unit's forward under hooks that hand what it saves to the call's entries; returns what it read."""
         state = self._state
         outside = state.microbatch, state.running, state.layer, state.replaying
         state.microbatch, state.running, state.replaying = None, None, call
@@ -158,12 +160,7 @@ class Replayer:
         call.fill(entry, tensor, self._hidden)
 
     def _refuse_backward(self, packed: Any) -> Tensor:
-        raise UnsafeUnitError(
-            "backward runs inside the unit",
-            "a unit that only computes forward",
-            "keep this unit (SAVE)",
-            self._call.place if self._call is not None else None,
-        )
+        raise _inside(self._call)
 
     def _finish(self, call: UnitCall, output: Any, hidden: bool) -> None:
         if self._position != call.saved_count:
@@ -222,6 +219,15 @@ _REFUSALS: dict[Phase, tuple[str, str]] = {
     Phase.REPLAYING: ("the unit is needed by its own replay", "keep this unit (SAVE)"),
     Phase.FAILED: ("its replay has failed before", "see the first error for its cause"),
 }
+
+
+def _inside(call: UnitCall | None) -> UnsafeUnitError:
+    return UnsafeUnitError(
+        "backward runs inside the unit",
+        "a unit that only computes forward",
+        "keep this unit (SAVE)",
+        call.place if call is not None else None,
+    )
 
 
 def _not_replayable(call: UnitCall) -> ReplayError:

@@ -24,7 +24,7 @@ from overlap_recompute.runtime.replay import Replayer
 from overlap_recompute.runtime.report import StepReport, report_step
 from overlap_recompute.runtime.rng import RngKeeper, RngProvider
 from overlap_recompute.runtime.state import NO_LAYER, ReplayCounts, RuntimeState
-from overlap_recompute.runtime.storages import StaticRef
+from overlap_recompute.runtime.storages import StaticRef, storage_of
 from overlap_recompute.runtime.units import LayerForward, Unit, UnitForward
 
 Result = TypeVar("Result")
@@ -56,6 +56,7 @@ class Runtime:
         context_providers: Sequence[ContextProvider] = (),
         journal: Journal | None = None,
         verify: bool = False,
+        replay_inner_hooks: bool = False,
     ) -> None:
         """Args:
         policy: which units are dropped.
@@ -66,9 +67,11 @@ class Runtime:
         context_providers: context managers that must be in force again in replays.
         journal: where to record what happens; None to record nothing.
         verify: keep a copy of what is dropped and compare every replay with it, bit for bit.
+        replay_inner_hooks: accept dropped units with forward hooks on modules inside of them, and run those hooks
+            again in replays; for hooks that do no harm, or that ask `replaying`.
         """
         self.policy = policy
-        self._state = RuntimeState(journal, verify)
+        self._state = RuntimeState(journal, verify, replay_inner_hooks)
         self._rng = RngKeeper(rng_providers)
         ambient = Ambient(context_providers)
         self._recorder = Recorder(self._state, self._rng, ambient)
@@ -95,10 +98,15 @@ class Runtime:
         """(name, layer) of every unit."""
         return tuple(self._units)
 
-    def attach(self, model: nn.Module, units: Iterable[str]) -> None:
+    def attach(self, model: nn.Module, units: Iterable[str], first_layer: int = 0) -> None:
         """Make submodules of `model` units; see `find_units` for the patterns.
 
         Call it when the model is on its device: its parameters and buffers are told from activations by their storage.
+
+        Args:
+            model: whatever contains the units.
+            units: patterns of paths, such as `blocks.*.norm`.
+            first_layer: added to the layer numbers of the patterns, for a model in several parts.
 
         Raises:
             ConfigError: a pattern that matches nothing, or a module that is attached already.
@@ -107,10 +115,11 @@ class Runtime:
         paths = dict(model.named_modules())
         members = {match.module for match in matches}
         for match in matches:
-            self.attach_unit(match.module, match.unit, match.layer)
+            number = match.layer if match.layer == NO_LAYER else first_layer + match.layer
+            self.attach_unit(match.module, match.unit, number)
             layer = paths[match.layer_path] if match.layer_path is not None else None
             if layer is not None and layer not in members and layer not in self._attachments:
-                self.attach_layer(layer, match.layer)
+                self.attach_layer(layer, number)
         self.know_storages(model)
 
     def attach_unit(self, module: nn.Module, unit: str, layer: int = NO_LAYER) -> None:
@@ -149,10 +158,11 @@ class Runtime:
     def know_storages(self, model: nn.Module) -> None:
         """Take note of the parameters and buffers of `model`; again, if they were moved to other storages."""
         for tensor in (*model.parameters(), *model.buffers()):
-            storage = tensor.untyped_storage()
-            ref = self._state.static[storage._cdata] = StaticRef(storage)
-            ref.kept = None
             self._rng.watch(tensor.device)
+            storage = storage_of(tensor)
+            if storage is not None:
+                ref = self._state.static[storage._cdata] = StaticRef(storage)
+                ref.kept = None
 
     def set_policy(self, policy: Policy) -> None:
         """Another policy from the next microbatch on."""
@@ -181,11 +191,19 @@ class Runtime:
         return MicrobatchScope(self._state, self.queue, self._recorder, self._hooks, key)
 
     def materialize(self, key: Hashable, unit: str, layer: int = NO_LAYER, call: int = 0) -> bool:
-        """Bring one unit of a microbatch back now; False when nobody waits for it or it is there already."""
+        """Bring one unit of a microbatch back now, and before it what it depends on, whatever the cap says.
+
+        Returns:
+            Whether there was anything to do: False when nobody waits for it, when it is there, and in a replay.
+
+        Raises:
+            ReplayError: a replay failed.
+        """
         microbatch = self.queue.find(key)
-        for found in microbatch.living() if microbatch is not None else ():
+        for found in microbatch.living() if microbatch is not None and not self.replaying else ():
             if (found.unit.name, found.unit.layer, found.number) == (unit, layer, call) and found.is_wanted():
-                self._replayer.materialize(found, hidden=False)
+                self._replayer.lane.open()
+                self._replayer.materialize(found, hidden=True)
                 return True
         return False
 

@@ -1,9 +1,9 @@
 """What the parts of one runtime share; one object per `Runtime`, never global."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.handles import Entry, OutputRef
@@ -19,22 +19,24 @@ class RuntimeState:
     """Where the runtime is, and what it knows about storages."""
 
     __slots__ = (
-        "microbatch", "running", "layer", "replaying", "in_backward", "seen", "outputs", "kept", "static",
-        "ledger", "journal", "verify", "demand", "replays",
+        "microbatch", "running", "argument", "layer", "replaying", "in_backward", "seen", "outputs", "kept", "static",
+        "ledger", "journal", "verify", "replay_inner_hooks", "demand", "replays",
     )  # fmt: skip
 
-    def __init__(self, journal: Journal | None, verify: bool) -> None:
+    def __init__(self, journal: Journal | None, verify: bool, replay_inner_hooks: bool) -> None:
         self.microbatch: Microbatch | None = None
         """The microbatch whose forward pass runs; None in replays and outside."""
         self.running: UnitCall | None = None
         """The dropped call whose forward pass runs."""
+        self.argument: Tensor | None = None
+        """Its first argument."""
         self.layer = NO_LAYER
         """The layer that runs, for attributing bytes."""
         self.replaying: UnitCall | None = None
         self.in_backward: Microbatch | None = None
         """The microbatch whose backward pass used something last."""
-        self.seen: dict[int, tuple[Any, Entry]] = {}
-        """Storages that the running call saved inside itself: address -> (weak reference, their first entry)."""
+        self.seen: dict[int, Entry] = {}
+        """Storages that the running call saved inside itself, by address: their first entry."""
         self.outputs: dict[int, OutputRef] = {}
         self.kept: KeptTable = {}
         self.static: StaticTable = {}
@@ -42,6 +44,7 @@ class RuntimeState:
         self.ledger = Ledger()
         self.journal = journal
         self.verify = verify
+        self.replay_inner_hooks = replay_inner_hooks
         self.demand: Callable[[UnitCall], None]
         self.replays = ReplayCounts()
 

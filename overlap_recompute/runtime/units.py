@@ -50,7 +50,7 @@ class Unit:
 
     def updates_statistics(self) -> bool:
         """Whether a normalization updates its running statistics, which its kernel does without telling anyone."""
-        return False
+        return any(module.training for module in self._running)
 
     def has_inner_hooks(self) -> bool:
         """Whether a module inside the unit has forward hooks, which a replay would run a second time."""

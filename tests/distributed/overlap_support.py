@@ -1,5 +1,6 @@
 """Trains a tiny model for a few steps in this process and keeps every loss and every gradient; used by rank scripts."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -18,6 +19,7 @@ from megatron.pretrain.distributed.initialize import initialize_distributed  # n
 from megatron.pretrain.distributed.seeds import rank_seed, seed_everything  # noqa: E402
 from megatron.pretrain.model import build_transformer_config  # noqa: E402
 from megatron.pretrain.training.overlap import open_overlap  # noqa: E402
+from megatron.pretrain.training.pipeline import open_pipeline  # noqa: E402
 from megatron.pretrain.training.run import build_state  # noqa: E402
 from megatron.pretrain.training.state import TrainingState  # noqa: E402
 from megatron.pretrain.training.step import TrainStep  # noqa: E402
@@ -64,10 +66,8 @@ class Record:
                 for number, (a, b) in enumerate(zip(ours, theirs, strict=True))
                 if not torch.equal(a, b)
             ]
-        found += [
-            f"weight {number}" for number, (a, b) in enumerate(zip(self.weights, other.weights, strict=True)) if not torch.equal(a, b)
-        ]  # fmt: skip
-        return found
+        pairs = zip(self.weights, other.weights, strict=True)
+        return found + [f"weight {number}" for number, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
 
 
 def config_of(*flags: str) -> PretrainConfig:
@@ -115,8 +115,12 @@ def train(*flags: str, steps: int = STEPS) -> Record:
     config = config_of(*flags)
     state = build(config)
     found: list[tuple[torch.Tensor, ...]] = []
-    with open_overlap(config, state.model, CPU) as overlap:
-        step = TrainStep(config, before_update=lambda: found.append(gradients(state)), overlap=overlap)
+    with open_overlap(config, state.model, CPU) as overlap, contextlib.ExitStack() as stack:
+        waits = overlap.pipeline_waits if overlap is not None else None
+        schedule = stack.enter_context(open_pipeline(config, CPU, waits))
+        step = TrainStep(
+            config, before_update=lambda: found.append(gradients(state)), overlap=overlap, forward_backward=schedule
+        )
         iterators = [batches(config) for _ in state.model]
         losses = tuple(step(state, iterators).loss for _ in range(steps))
     weights = tuple(weight.detach().clone() for chunk in state.model for weight in chunk.parameters())

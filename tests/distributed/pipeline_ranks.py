@@ -1,12 +1,14 @@
 """Ranks of test_pipeline_schedules.py: one process imports everything once and forks the ranks of each world size.
 
-Usage: python -m tests.distributed.pipeline_ranks FOLDER WORLD_SIZE...
+Usage: python -m tests.distributed.pipeline_ranks FOLDER (WORLD_SIZE | faults)...
 Every rank trains each case twice, with Megatron-Core's schedules and with ours, and compares all bits. Writes one line
 per case to FOLDER/WORLD_SIZE.RANK.
 """
 
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 import time
 import traceback
@@ -15,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.distributed.launch import free_port
-from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, Record, build, config_of, gradients, groups
+from megatron.pretrain.platform import install_platform
 
-import torch  # noqa: E402 - the platform comes first
+install_platform("gloo")
+
+import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
@@ -32,6 +35,17 @@ from megatron.pretrain.training.pipeline import ForwardBackward, open_pipeline  
 from megatron.pretrain.training.step import TrainStep  # noqa: E402
 from overlap_recompute.plan.actions import Action  # noqa: E402
 from overlap_recompute.schedules import Phase  # noqa: E402
+from tests.distributed.overlap_support import (  # noqa: E402
+    CPU,
+    GPT,
+    LLAMA,
+    MOE,
+    Record,
+    build,
+    config_of,
+    gradients,
+)
+from tests.distributed.pipeline_faults import play_all  # noqa: E402
 
 STEPS = 5
 EVALUATE = "--eval-iters 1"
@@ -40,7 +54,7 @@ PP2, PP4 = "--pipeline-model-parallel-size 2", "--pipeline-model-parallel-size 4
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 VPP2 = "--num-layers-per-virtual-pipeline-stage 1"
 SHARDED = "--use-distributed-optimizer --overlap-grad-reduce --ddp-bucket-size 5000"
-Batches = list[Iterator[dict[str, torch.Tensor]]]
+GATHERED = f"{SHARDED} --overlap-param-gather"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +73,23 @@ class Case:
     """The last stage takes its time, so that sends of the others stay under way."""
     forward_step: Callable[..., Any] = training_step.forward_step
     """What the schedules call."""
+    spoilt: bool = False
+    """Let our arm learn at another rate: a comparison that must fail."""
 
 
 class BusyWaits:
-    """Computes in every wait until it is over, and keeps what it was told."""
+    """Computes in every wait that it may use until that is over, and keeps what it was told."""
 
     def __init__(self) -> None:
         self.phases: set[Phase] = set()
-        self.polls = self.filled = 0
+        self.filled = 0
 
     def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
         self.phases.add(phase)
         begin_s = time.monotonic()
         while ahead and not pending.is_completed():
             torch.ones(64, 64) @ torch.ones(64, 64)
-            self.polls += 1
+            time.sleep(1e-4)  # there are fewer cores than ranks
             assert time.monotonic() - begin_s < 60, "a receive that never shows as completed"
         self.filled += bool(ahead)
         pending.wait()
@@ -110,13 +126,14 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(flags=f"{GPT} {PP2} {VPP2} --num-layers 4", forward_step=count_tokens),
         Case(flags=f"{GPT} {DROPOUT} {SHARDED} {EVALUATE}"),
         Case(flags=f"{GPT} {TP2}", forward_step=count_tokens),
+        Case(flags=f"{GPT} {PP2}", global_batch_size=2, spoilt=True),
     ),
     4: (
         Case(flags=f"{GPT} {DROPOUT} {PP4} --num-layers 4 {EVALUATE}", global_batch_size=14, filled=True),
         Case(flags=f"{LLAMA} {PP4} --num-layers 4 --bf16", global_batch_size=4, separate=True),
         Case(flags=f"{GPT} {PP4} {VPP2} --num-layers 8", filled=True),
         Case(flags=f"{GPT} {DROPOUT} {PP2} {SHARDED} {EVALUATE}", global_batch_size=16),
-        Case(flags=f"{LLAMA} {PP2} {VPP2} --num-layers 6 {SHARDED} --overlap-param-gather --bf16", global_batch_size=16),
+        Case(flags=f"{LLAMA} {PP2} {VPP2} --num-layers 6 {GATHERED} --bf16", global_batch_size=16),
         Case(flags=f"{GPT} {DROPOUT} {PP2} {TP2}", filled=True),
         Case(flags=f"{LLAMA} {PP2} --context-parallel-size 2", global_batch_size=6),
     ),
@@ -162,57 +179,87 @@ def _with_forward_step(forward_backward: ForwardBackward, forward_step: Any, **c
 def compare(case: Case) -> str:
     """Train with both schedules; what differs, or how it went."""
     flags = f"{case.flags} --global-batch-size {case.global_batch_size}"
-    with groups(flags):
-        config = config_of(flags)
+    config = config_of(flags)
+    with model_parallel(config):
         with open_pipeline(config, CPU) as stock:
             expected = train(case, config, stock)
         assert len(expected.gradients) == STEPS and all(any(b.any() for b in found) for found in expected.gradients)
         waits = BusyWaits() if case.filled else None
-        with PipelineSchedule(CPU, waits=waits) as ours:
+        config = config_of(flags, "--schedule-impl overlap", "--lr 2e-2" if case.spoilt else "")
+        with open_pipeline(config, CPU, waits) as ours:
+            assert isinstance(ours, PipelineSchedule)
             if case.separate:
                 pipeline = parallel_state.get_pipeline_model_parallel_group()
                 ours._transfers = Transfers(open_groups(pipeline, CPU, separate=True), CPU)
-            differences = train(case, config_of(flags, "--schedule-impl overlap"), ours).differences(expected)
+            differences = train(case, config, ours).differences(expected)
             counted = sum(sums.filled for sums in ours.take_waits().values())
-    told = "" if waits is None else f" phases={len(waits.phases)} filled={waits.filled} counted={counted}"
-    return f"{'differs: ' + '; '.join(differences[:3]) if differences else 'equal'}{told}"
+        if case.separate:
+            ours._transfers.close()
+    result = f"differs: {'; '.join(differences[:3])}" if differences else "equal"
+    return (
+        result if waits is None else f"{result}, {counted} of {waits.filled} waits filled in {len(waits.phases)} phases"
+    )
 
 
-def run_rank(world_size: int, rank: int, ports: Sequence[int], folder: pathlib.Path) -> None:
+@contextlib.contextmanager
+def model_parallel(config: PretrainConfig) -> Iterator[None]:
+    """Megatron-Core's groups of a layout, within process groups that stay."""
+    parallel = config.parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline_size,
+        context_parallel_size=parallel.context_parallel_size,
+    )
+    yield
+    parallel_state.destroy_model_parallel()
+
+
+def run_rank(world_size: int, rank: int, folder: pathlib.Path) -> None:
     environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in environ.items()}, MASTER_ADDR="127.0.0.1")
+    store = f"file://{folder}/store.{world_size}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     with open(folder / f"{world_size}.{rank}", "w", buffering=1) as report:
-        for case, port in zip(CASES[world_size], ports, strict=True):
-            os.environ["MASTER_PORT"] = str(port)
+        for case in CASES[world_size]:
             begin_s = time.monotonic()
             try:
                 result = compare(case)
-            except Exception:
+            except BaseException:
                 report.write(traceback.format_exc())
                 raise
             report.write(f"{result} | {case.flags} | {time.monotonic() - begin_s:.1f} s\n")
 
 
+def fork_ranks(world_size: int, folder: pathlib.Path) -> None:
+    """Run the cases of a world size; the first rank that fails ends the others."""
+    pids = set()
+    for rank in range(world_size):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                run_rank(world_size, rank, folder)
+                status = 0
+            finally:
+                os._exit(status)
+        pids.add(pid)
+    while pids:
+        pid, status = os.wait()
+        pids.discard(pid)
+        if status:
+            for other in pids:
+                os.kill(other, signal.SIGKILL)
+
+
 def main() -> None:
-    folder, *world_sizes = sys.argv[1:]
+    folder, *parts = sys.argv[1:]
     torch.set_num_threads(1)
-    for world_size in map(int, world_sizes):
-        ports: set[int] = set()
-        while len(ports) < len(CASES[world_size]):
-            ports.add(free_port())
-        pids = []
-        for rank in range(world_size):
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    run_rank(world_size, rank, sorted(ports), pathlib.Path(folder))
-                    status = 0
-                finally:
-                    os._exit(status)
-            pids.append(pid)
-        for pid in pids:
-            os.waitpid(pid, 0)
+    for part in parts:
+        if part == "faults":
+            play_all(pathlib.Path(folder))
+        else:
+            fork_ranks(int(part), pathlib.Path(folder))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron.overlap.pipeline.waits import PipelineWaits
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.checks.overlap import POLICY
 from overlap_recompute.plan.policy_text import parse_policy
@@ -29,7 +30,15 @@ class OverlapFigures(Protocol):
 class Overlap(Protocol):
     """Overlapped recompute, as a training step sees it (`megatron.overlap.session.OverlapSession`)."""
 
-    figures: OverlapFigures
+    @property
+    def figures(self) -> OverlapFigures:
+        """What it did so far."""
+        ...
+
+    @property
+    def pipeline_waits(self) -> PipelineWaits:
+        """Who recomputes in the waits of our own schedules."""
+        ...
 
     def forward_step(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The forward step that a schedule is to call in place of `run`."""

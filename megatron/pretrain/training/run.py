@@ -80,7 +80,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
         overlap = stack.enter_context(open_overlap(config, state.model, device))
-        pipeline = stack.enter_context(open_pipeline(config, device))
+        waits = overlap.pipeline_waits if overlap is not None else None
+        pipeline = stack.enter_context(open_pipeline(config, device, waits))
         trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, pipeline, device)
         if loaded is not None:
             message = f"resumed from {config.checkpoint.load} at iteration {loaded.iteration}"

@@ -84,7 +84,7 @@ class AttentionBlock(nn.Module):
         batch, tokens, width = x.shape
         parts = self.qkv(self.norm(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = (part.transpose(1, 2) for part in parts.unbind(2))
-        mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
         y = self.attend(q, k, v, mask=mask)
         return x + self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
 

@@ -68,6 +68,9 @@ def test_units_are_listed_and_attached_once() -> None:
     assert [name for name, module in model.named_modules() if "forward" in module.__dict__] == [
         "blocks.0", "blocks.0.norm", "blocks.0.act", "blocks.1", "blocks.1.norm", "blocks.1.act",
     ]  # fmt: skip
+    second = Stack(MlpBlock(4))
+    runtime.attach(second, ["blocks.*.act"], first_layer=2)
+    assert ("act", 2) in runtime.units
     runtime.detach()
     assert runtime.units == ()
     runtime.declare("mlp", 0)

@@ -45,7 +45,31 @@ def untracked() -> nn.Module:
     return norm
 
 
-NORMS = (untracked(), nn.BatchNorm1d(4), nn.BatchNorm1d(4, momentum=None), nn.InstanceNorm1d(4, track_running_stats=True))
+def test_backward_of_another_unit_inside_a_replay_is_refused() -> None:
+    outer_loss: list[torch.Tensor] = []
+
+    def meddling(unit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if outer_loss:
+            outer_loss.pop().backward()
+        return x * unit.weight
+
+    unit, runtime = drop(meddling)
+    with runtime.microbatch(7):
+        first, second = (unit(torch.ones(2, 4)) ** 2).sum(), (unit(torch.ones(2, 4)) ** 2).sum()
+    outer_loss.append(second)
+    del second
+    with pytest.raises(UnsafeUnitError, match=f"{WHERE}: backward runs inside the unit"):
+        first.backward()
+    del first
+    assert_clean(runtime)
+
+
+NORMS = (
+    untracked(),
+    nn.BatchNorm1d(4),
+    nn.BatchNorm1d(4, momentum=None),
+    nn.InstanceNorm1d(4, track_running_stats=True),
+)
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=repr)
@@ -85,6 +109,18 @@ def test_hooks_of_the_unit_run_once_and_hooks_inside_are_refused() -> None:
         with pytest.raises(UnsafeUnitError, match="inside the unit has forward hooks"), runtime.microbatch(1):
             unit(x)
         handle.remove()
+
+
+def test_hooks_inside_are_replayed_when_they_may_run_twice() -> None:
+    inner, runs = nn.Linear(4, 4), []
+    model = nn.ModuleDict({"unit": nn.Sequential(inner, nn.GELU())})
+    with attached(model, Policy.recompute_all(), ["unit"], replay_inner_hooks=True) as runtime:
+        inner.register_forward_hook(lambda *_: runs.append(runtime.replaying))
+        with runtime.microbatch(0):
+            loss = (model["unit"](torch.randn(2, 4)) ** 2).sum()
+        loss.backward()
+        runtime.step_end()
+    assert runs == [False, True]
 
 
 def test_an_argument_changed_after_the_unit_is_refused() -> None:

@@ -14,8 +14,8 @@ class OverlapOptions:
     transfers before backward needs it. Replaces the stock recomputation of --recompute-granularity."""
 
     overlap_recompute_policy: str | None = None
-    """Own flag. What each pipeline stage drops: none; all; on-demand (all, without overlap); by stage, as 0:all,1:none; by
-    unit, as all:core_attention+activation or 0:linear_fc1+activation,1:none. Units are input_layernorm, linear_qkv,
+    """Own flag. What each pipeline stage drops: none; all; on-demand (all, without overlap); by stage, as 0:all,1:none;
+    by unit, as all:core_attention+activation or 0:linear_fc1+activation,1:none. Units are input_layernorm, linear_qkv,
     rotary, core_attention, pre_mlp_layernorm, linear_fc1 and activation; all when not given."""
 
     overlap_recompute_prefetch_mib: NonNegativeFloat | None = None

@@ -1,0 +1,53 @@
+"""One rank of a trainer that goes wrong: overlap_faults.py MODE [flags of pretrain_gpt.py]. Started by test_overlap.py."""
+
+import os
+import sys
+from typing import Any
+
+from megatron.pretrain.distributed.failure import leave
+from megatron.pretrain.main import main
+from megatron.pretrain.platform import install_platform
+
+install_platform("gloo")
+
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear  # noqa: E402 - after the platform
+
+from megatron.overlap.session import OverlapSession  # noqa: E402
+
+FAULTY_RANK = 1
+
+
+def fail_in_the_fifth_replay() -> None:
+    """On one rank, a linear of some unit raises."""
+    open_session, stock, replays = OverlapSession.__init__, ColumnParallelLinear._forward_impl, []
+
+    def opening(session: OverlapSession, *args: Any, **options: Any) -> None:
+        open_session(session, *args, **options)
+
+        def forward(linear: ColumnParallelLinear, *args: Any, **options: Any) -> Any:
+            if session.runtime.replaying:
+                replays.append(linear)
+                if len(replays) == 5:
+                    raise RuntimeError("cosmic ray")
+            return stock(linear, *args, **options)
+
+        ColumnParallelLinear._forward_impl = forward
+
+    OverlapSession.__init__ = opening  # type: ignore[method-assign]
+
+
+def give_one_rank_other_flags(argv: list[str]) -> list[str]:
+    """What a launcher with a typing error would do."""
+    return [*argv, "--overlap-recompute-policy", "linear_fc1"]
+
+
+if __name__ == "__main__":
+    mode, argv = sys.argv[1], sys.argv[2:]
+    if int(os.environ["RANK"]) == FAULTY_RANK:
+        if mode == "replay":
+            fail_in_the_fifth_replay()
+        else:
+            argv = give_one_rank_other_flags(argv)
+    status = main(argv)
+    if status:
+        leave(status)

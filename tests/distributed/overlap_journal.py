@@ -1,0 +1,180 @@
+"""One rank of the journal tests: what is replayed, which collectives run, what is kept, which windows are used.
+
+Usage: overlap_journal.py LAYOUT. Started by test_overlap.py; fails an assertion or ends with 0.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from megatron.pretrain.config.stages import layers_per_chunk
+from overlap_recompute.plan.kept_bytes import LayerShape, kept_bytes
+from overlap_recompute.plan.layer_units import LAYER_UNITS
+from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.runtime import Journal, Kind, StepReport
+from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, batches, build, config_of, groups
+
+from megatron.overlap.session import OverlapSession  # isort: skip - after the platform
+from megatron.overlap.window_log import WindowSums  # isort: skip
+from megatron.pretrain.training.overlap import open_overlap  # isort: skip
+from megatron.pretrain.training.step import TrainStep  # isort: skip
+
+ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
+KEEPS = "--overlap-recompute --overlap-recompute-policy none"
+"""What a run without recompute does, and visible: upstream binds some collectives by name."""
+TP2 = "--tensor-model-parallel-size 2"
+MICROBATCHES, LAYERS, STEPS = 3, 2, 2
+COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
+GPT_SHAPE = LayerShape(
+    sequence=16, micro_batch=2, hidden=32, ffn_hidden=128, heads=4, groups=4, channels=8, element_bytes=4, biased=True,
+    rms_norm=False, rotary=False, gated=False, fused_activation=True, tensor_parallel=2,
+)  # fmt: skip
+LLAMA_SHAPE = replace(GPT_SHAPE, ffn_hidden=64, groups=2, rms_norm=True, rotary=True, gated=True, biased=False)
+
+
+class Observed:
+    """What one run of two steps did."""
+
+    def __init__(self, flags: str) -> None:
+        self.config = config_of(flags)
+        self.journal, self.reports, self.windows = Journal(), [], []
+        self.collectives: Counter[str] = Counter()
+        self.in_replays = 0
+        state = build(self.config)
+        with open_overlap(self.config, state.model, CPU) as opened:
+            settings = opened.settings if opened is not None else None
+        session = OverlapSession(settings, state.model, self.journal) if settings is not None else None
+        if session is not None:
+            self._listen(session)
+        restore = self._count(session)
+        try:
+            step = TrainStep(self.config, overlap=session)
+            for _ in range(STEPS):
+                step(state, [batches(self.config) for _ in state.model])
+        finally:
+            restore()
+            if session is not None:
+                session.close()
+
+    def _listen(self, session: OverlapSession) -> None:
+        add = session.figures.add
+
+        def listening(report: StepReport, windows: dict[WindowKind, WindowSums]) -> None:
+            self.reports.append(report)
+            self.windows.append(windows)
+            add(report, windows)
+
+        session.figures.add = listening  # type: ignore[method-assign]
+
+    def _count(self, session: OverlapSession | None) -> Callable[[], None]:
+        """Count the collectives over groups of two ranks while gradients are computed."""
+        stock = {name: getattr(torch.distributed, name) for name in COLLECTIVES}
+
+        def counting(name: str) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                self.collectives[name] += 1
+                self.in_replays += session is not None and session.runtime.replaying
+                return stock[name](*args, **options)
+
+            return call
+
+        for name in COLLECTIVES:
+            setattr(torch.distributed, name, counting(name))
+        return lambda: [setattr(torch.distributed, name, function) for name, function in stock.items()] and None
+
+    def places(self, kind: Kind) -> Counter[tuple[Any, ...]]:
+        return Counter(event[1:5] for event in self.journal.of(kind))
+
+    def window_sums(self, kind: WindowKind) -> tuple[int, int]:
+        """Windows of a step, and units recomputed in them."""
+        sums = [step[kind] for step in self.windows]
+        assert len({(s.windows, s.units) for s in sums}) == 1 or kind is not WindowKind.TP_FORWARD
+        return sums[-1].windows, sums[-1].units
+
+
+def replayed_once(seen: Observed, units: set[str]) -> None:
+    """Each dropped unit once per microbatch, before its first use, and nothing else."""
+    begun = seen.places(Kind.REPLAY_BEGIN)
+    calls = {unit: 2 if unit == "rotary" else 1 for unit in units}
+    expected = {
+        (unit, layer, (0, 0, number), call)
+        for unit, count in calls.items() for layer in range(LAYERS) for number in range(MICROBATCHES) for call in range(count)
+    }  # fmt: skip
+    assert begun == Counter({place: STEPS for place in expected}), begun
+    assert seen.places(Kind.DROP) == begun
+    present: set[tuple[Any, ...]] = set()
+    for event in seen.journal.events:
+        if event.kind is Kind.REPLAY_END:
+            present.add(event[1:5])
+        elif event.kind is Kind.RELEASE:
+            present.discard(event[1:5])
+        assert event.kind is not Kind.USE or event[1:5] in present, event
+    assert not present, "every handle is consumed"
+
+
+def bytes_are_those_of_the_formula(seen: Observed, shape: LayerShape, units: set[str]) -> None:
+    for report in seen.reports:
+        layers = [layer for layer in report.layers if layer.layer >= 0]
+        assert len(layers) == LAYERS * MICROBATCHES
+        for layer in layers:
+            assert layer.kept_bytes == kept_bytes(shape, units), (layer, kept_bytes(shape, units))
+
+
+def tensor_parallel() -> None:
+    case = f"--global-batch-size {2 * MICROBATCHES} {TP2}"
+    units = set(LAYER_UNITS) - {"rotary"}
+    for sequence_parallel in (False, True):
+        flags = f"{GPT} {case}" + " --sequence-parallel" * sequence_parallel
+        plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
+        droppable = units - {"linear_qkv", "linear_fc1"} if sequence_parallel else units
+        replayed_once(seen, droppable)
+        assert seen.in_replays == 0
+        assert seen.collectives == plain.collectives, (seen.collectives, plain.collectives)
+        shape = replace(GPT_SHAPE, sequence_parallel=sequence_parallel)
+        bytes_are_those_of_the_formula(seen, shape, droppable)
+        windows, filled = seen.window_sums(WindowKind.TP_BACKWARD)
+        assert filled > 0, "nothing was recomputed in a window"
+        assert seen.reports[-1].hidden_replays == filled
+        if not sequence_parallel:
+            # Of a layer two in each direction; of the embedding one, of the loss three, of the logits' input one. The
+            # windows leave out the loss, whose sums are over vocabularies and short.
+            of_a_step = {name: count / STEPS for name, count in plain.collectives.items()}
+            assert seen.window_sums(WindowKind.TP_FORWARD)[0] == MICROBATCHES * (2 * LAYERS + 1)
+            assert windows == MICROBATCHES * (2 * LAYERS + 1)
+            assert of_a_step["all_reduce"] >= MICROBATCHES * (4 * LAYERS + 5)
+        else:
+            assert seen.window_sums(WindowKind.TP_FORWARD)[0] == MICROBATCHES * (4 * LAYERS + 2)
+        serialized = Observed(f"{flags} {ON} --overlap-recompute-serialize")
+        assert serialized.window_sums(WindowKind.TP_BACKWARD) == (windows, 0)
+        replayed_once(serialized, droppable)
+    seen = Observed(f"{LLAMA} {case} {ON}")
+    replayed_once(seen, set(LAYER_UNITS))
+    bytes_are_those_of_the_formula(seen, LLAMA_SHAPE, set(LAYER_UNITS))
+    kept = Observed(f"{LLAMA} {case} {ON} --overlap-recompute-policy linear_fc1+rotary")
+    replayed_once(kept, {"linear_fc1", "rotary"})
+    bytes_are_those_of_the_formula(kept, LLAMA_SHAPE, {"linear_fc1", "rotary"})
+
+
+def experts() -> None:
+    flags = f"{MOE} --expert-model-parallel-size 2 --global-batch-size {4 * MICROBATCHES}"
+    plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
+    assert seen.collectives == plain.collectives
+    assert seen.in_replays == 0
+    windows, filled = seen.window_sums(WindowKind.EP)
+    assert windows > 0 and filled > 0, (windows, filled)
+    assert {place[0] for place in seen.places(Kind.REPLAY_BEGIN)} >= {"experts.0.activation", "experts.1.linear_fc1"}
+    assert set(seen.places(Kind.REPLAY_BEGIN).values()) == {STEPS}
+
+
+LAYOUTS = {"TP2": (f"{GPT} {TP2} --global-batch-size 6", tensor_parallel), "EP2": (f"{MOE} --expert-model-parallel-size 2 --global-batch-size 12", experts)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    common, check = LAYOUTS[sys.argv[1]]
+    with groups(common):
+        assert layers_per_chunk(config_of(common)) == ((LAYERS,),)
+        check()

@@ -1,0 +1,99 @@
+"""Overlapped recompute changes when things are computed, and nothing else (docs/overlap.md)."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from megatron.overlap.trace_files import merge_traces
+from tests.distributed.conftest import ROOT, Corpus, losses, read_metrics, report, trainer
+from tests.distributed.launch import run_ranks
+from tests.distributed.test_parity import GPT
+
+Train = Callable[..., list[float]]
+EQUALITY = {"one": 1, "TP2": 2, "PP2": 2, "VPP2": 2, "DP2": 2, "EP2": 2}
+JOURNAL = {"TP2": 2, "EP2": 2}
+TP2 = "--tensor-model-parallel-size 2".split()
+
+
+def run_script(name: str, layout: str, world_size: int) -> None:
+    results = run_ranks([sys.executable, "-m", f"tests.distributed.{name}", layout], world_size, timeout_s=240)
+    assert all(result.returncode == 0 for result in results), report(results)
+
+
+@pytest.mark.parametrize("layout", EQUALITY)
+def test_losses_gradients_and_weights_are_equal_bit_for_bit(layout: str) -> None:
+    run_script("overlap_equality", layout, EQUALITY[layout])
+
+
+@pytest.mark.parametrize("layout", JOURNAL)
+def test_replays_collectives_bytes_and_windows(layout: str) -> None:
+    run_script("overlap_journal", layout, JOURNAL[layout])
+
+
+def test_the_trainer_reports_and_traces(tmp_path: pathlib.Path, corpus: Corpus) -> None:
+    short = [*GPT, *TP2, "--train-iters", "4", "--eval-interval", "2", "--eval-iters", "1", *corpus.flags]
+    found = {}
+    for name, flags in {
+        "none": [],
+        "overlap": ["--overlap-recompute", "--overlap-recompute-trace", str(tmp_path / "traces")],
+    }.items():
+        metrics = tmp_path / f"{name}.jsonl"
+        results = run_ranks(trainer(*short, *flags, "--metrics-file", str(metrics)), 2)
+        assert all(result.returncode == 0 for result in results), report(results)
+        found[name] = losses(metrics), [record["loss"] for record in read_metrics(metrics, "evaluation")]
+    assert found["none"] == found["overlap"]
+    first, *later = [record["extra"] for record in read_metrics(tmp_path / "overlap.jsonl")]
+    layers, microbatches, bytes_per_layer = 4, 4, 2 * 32 * 2 * 64 * 4
+    assert first["overlap/hidden_recompute_ms"] == 0 < first["overlap/exposed_recompute_ms"]
+    for figures in later:
+        assert figures["overlap/windows/tp_forward"] == figures["overlap/windows/tp_backward"] == 9 * microbatches
+        assert 0 < figures["overlap/filled_ms/tp_backward"] <= figures["overlap/window_ms/tp_backward"]
+        assert 0 < figures["overlap/hidden_recompute_ms"]
+        assert figures["overlap/prefetched_peak_bytes"] <= 2 * figures["overlap/dropped_bytes_per_microbatch"] / layers
+        assert layers * bytes_per_layer < figures["overlap/kept_bytes_per_microbatch"]
+    traces = sorted((tmp_path / "traces").iterdir())
+    assert [path.name for path in traces] == ["rank-00000.json", "rank-00001.json"]
+    merge_traces(traces, tmp_path / "all.json")
+    events = json.loads((tmp_path / "all.json").read_text())["traceEvents"]
+    names = {(event["name"], event["pid"]) for event in events}
+    for rank in (0, 1):
+        assert {(name, rank) for name in ("0F0", "0B3", "tp_forward", "tp_backward", "R(L3.linear_fc1) 0.0")} <= names
+
+
+@pytest.mark.parametrize("mode", ["replay", "flags"])
+def test_a_fault_ends_every_rank_and_names_its_place(mode: str, corpus: Corpus) -> None:
+    command = [sys.executable, "-m", "tests.distributed.overlap_faults", mode, "--distributed-backend", "gloo"]
+    results = run_ranks([*command, *corpus.flags, *GPT, *TP2, "--overlap-recompute"], 2, timeout_s=120)
+    assert all(result.returncode not in (0, -9) for result in results), report(results)
+    everything = "".join(result.output for result in results)
+    if mode == "replay":
+        assert "cosmic ray" in everything
+        assert "unit 'linear_" in everything and "microbatch 0, chunk 0, pipeline stage 0" in everything
+        assert "stopped because rank 1" in results[0].output
+    else:
+        assert "found other --overlap-recompute flags on rank 1 than on rank 0" in everything
+        assert "iteration        1/" not in everything
+
+
+def test_a_run_without_the_flag_loads_nothing_of_it() -> None:
+    flags = (
+        "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 8 --micro-batch-size 1 --train-iters 1 "
+        "--lr 1e-3 --distributed-backend gloo --mock-data --vocab-size 16 --num-workers 0 --eval-iters 0"
+    )
+    program = (
+        "import sys; from megatron.pretrain.main import main; assert main(sys.argv[1:]) == 0; "
+        "print([m for m in sys.modules if m.startswith(('overlap_recompute.runtime', 'megatron.overlap', 'megatron.pretrain.training.overlap'))])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, *flags.split()],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads(result.stdout.strip().split("\n")[-1].replace("'", '"'))
+    schedules = ("megatron.overlap", "megatron.overlap.replacements", "megatron.overlap.pipeline")
+    beyond = [name for name in loaded if name not in schedules and not name.startswith(f"{schedules[-1]}.")]
+    assert beyond == ["megatron.pretrain.training.overlap"], "that one asks for the flag"

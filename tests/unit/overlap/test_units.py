@@ -1,0 +1,199 @@
+"""Units of Megatron layers: found by name, replayed once and in time, taken back without a trace."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+from megatron.core.transformer import attention
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch.utils.flop_counter import FlopCounterMode
+from megatron.overlap.session import OverlapSession
+from overlap_recompute.plan.errors import ConfigError, UserError
+from overlap_recompute.plan.layer_units import LAYER_UNITS
+from overlap_recompute.runtime import Journal, Kind, ReplayError, VerifyError
+from tests.unit.model.support import EXPERTS, LLAMA, batch
+from tests.unit.overlap.support import Chunks, forward_backward, model_of, session_of, settings_of
+
+GPT_UNITS = tuple(unit for unit in LAYER_UNITS if unit != "rotary")
+OF_EXPERTS = tuple(f"experts.{number}.{unit}" for number in range(4) for unit in ("linear_fc1", "activation"))
+ATTENTION_AND_NORMS = ("input_layernorm", "linear_qkv", "core_attention", "pre_mlp_layernorm")
+SHARED = ("shared_experts.linear_fc1", "shared_experts.activation")
+MODELS = {
+    "gpt": ("--attention-dropout 0.1 --hidden-dropout 0.1", GPT_UNITS),
+    "gpt unfused": ("--attention-dropout 0.1 --attention-backend unfused --no-bias-gelu-fusion", GPT_UNITS),
+    "squared relu": ("--squared-relu", GPT_UNITS),
+    "llama": (LLAMA, LAYER_UNITS),
+    "llama unfused": (f"{LLAMA} --no-bias-swiglu-fusion --bf16", LAYER_UNITS),
+    "experts": (f"{EXPERTS} --disable-bias-linear", (*ATTENTION_AND_NORMS, *OF_EXPERTS)),
+    "biased experts": (EXPERTS, (*ATTENTION_AND_NORMS, *OF_EXPERTS)),
+    "shared experts": (
+        f"{EXPERTS} --disable-bias-linear --swiglu --moe-shared-expert-intermediate-size 64",
+        (*ATTENTION_AND_NORMS, *OF_EXPERTS, *SHARED),
+    ),
+}
+CALLS = {"rotary": 2}
+"""Calls of a unit in one forward pass; one unless given."""
+
+
+def gradients(chunks: Chunks) -> list[torch.Tensor]:
+    return [buffer.grad_data.clone() for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_dropped_unit_is_replayed_once_before_its_first_use(rank: None, name: str) -> None:
+    flags, units = MODELS[name]
+    chunks, journal = model_of(flags), Journal()
+    with session_of(chunks, settings_of("all", verify=True), journal) as session:
+        assert set(session.runtime.units) == {(unit, layer) for unit in units for layer in (0, 1)}
+        forward_backward(session, chunks[0], microbatches=2)
+    places = {
+        (unit, layer, (0, 0, number), call)
+        for unit in units for layer in (0, 1) for number in (0, 1) for call in range(CALLS.get(unit, 1))
+    }  # fmt: skip
+    order = {kind: [event[1:5] for event in journal.of(kind)] for kind in (Kind.DROP, Kind.REPLAY_BEGIN)}
+    for found in order.values():
+        assert len(found) == len(places)
+        assert set(found) == places
+    first_use: dict[tuple[Any, ...], int] = {}
+    replayed: dict[tuple[Any, ...], int] = {}
+    for position, event in enumerate(journal.events):
+        if event.kind is Kind.REPLAY_END:
+            replayed[event[1:5]] = position
+        elif event.kind is Kind.USE:
+            first_use.setdefault(event[1:5], position)
+    assert set(replayed) == places
+    assert all(replayed[place] < position for place, position in first_use.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_those_without_recompute(rank: None, name: str) -> None:
+    flags, _ = MODELS[name]
+    chunks = model_of(flags)
+    found = []
+    for policy in ("none", "all"):
+        model_parallel_cuda_manual_seed(3)
+        with session_of(chunks, settings_of(policy)) as session:
+            forward_backward(session, chunks[0], microbatches=2)
+        found.append((*gradients(chunks), torch.get_rng_state(), *get_cuda_rng_tracker().get_states().values()))
+    assert all(gradient.any() for gradient in found[0])
+    assert all(map(torch.equal, *found))
+
+
+def test_a_replay_computes_the_dropped_units_and_nothing_else(rank: None) -> None:
+    """Counted in floating-point operations of matrix products: no row-parallel product is repeated."""
+    chunks = model_of("--attention-backend unfused")
+    tokens, width, inner, sequence = 2 * 16, 32, 128, 16
+    products = {
+        "linear_qkv": 2 * tokens * width * 3 * width,
+        "core_attention": 2 * 2 * tokens * sequence * width,
+        "linear_fc1": 2 * tokens * width * inner,
+    }
+    counts = {}
+    for policy in ("none", "all", *products):
+        with session_of(chunks, settings_of(policy)) as session, FlopCounterMode(display=False) as counter:
+            forward_backward(session, chunks[0])
+        counts[policy] = counter.get_total_flops()
+    for unit, flops in products.items():
+        assert counts[unit] - counts["none"] == 2 * flops, "two layers"
+    assert counts["all"] - counts["none"] == 2 * sum(products.values())
+
+
+def everything_in(chunks: Chunks) -> dict[tuple[str, str], Any]:
+    """Every attribute of every module of the model, and the names that adapters bind in megatron-core."""
+    found = {
+        (path, name): value
+        for chunk in chunks for path, module in chunk.named_modules() for name, value in vars(module).items()
+        if not name.startswith("_")
+    }  # fmt: skip
+    for name in ("mappings", "layers"):
+        upstream = sys.modules[f"megatron.core.tensor_parallel.{name}"]
+        found |= {(name, key): value for key, value in vars(upstream).items()}
+    return found | {("attention", key): value for key, value in vars(attention).items()}
+
+
+@pytest.mark.parametrize("flags", [LLAMA, f"{EXPERTS} --moe-shared-expert-intermediate-size 64 --disable-bias-linear"])
+def test_closing_takes_everything_back(rank: None, flags: str) -> None:
+    chunks = model_of(flags)
+    before = everything_in(chunks)
+    with session_of(chunks) as session:
+        forward_backward(session, chunks[0])
+        assert everything_in(chunks).keys() - before.keys()
+        session.close()
+    after = everything_in(chunks)
+    assert after.keys() == before.keys()
+    assert all(after[key] is before[key] for key in before)
+
+
+def test_evaluation_is_not_touched(rank: None) -> None:
+    chunks, journal = model_of(LLAMA), Journal()
+    expected = chunks[0](**batch()).detach()
+    with session_of(chunks, journal=journal):
+        with torch.no_grad():
+            assert torch.equal(chunks[0](**batch()), expected)
+        chunks[0](**batch()).sum().backward()
+    assert not journal.events
+
+
+def layers_of(chunks: Chunks) -> list[Any]:
+    return [module for module in chunks[0].modules() if isinstance(module, TransformerLayer)]
+
+
+def test_a_replay_that_fails_names_its_place(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = model_of()
+    before = everything_in(chunks)
+    with session_of(chunks) as session:
+        fails_in_replay(session, layers_of(chunks)[1].mlp.linear_fc1, monkeypatch)
+        with pytest.raises(ReplayError, match="a bad day") as error:
+            forward_backward(session, chunks[0])
+        assert not session.windows.active
+        monkeypatch.undo()
+        forward_backward(session, chunks[0])
+    assert "unit 'linear_fc1' of layer 1, microbatch 0, chunk 0, pipeline stage 0" in str(error.value)
+    assert everything_in(chunks).keys() == before.keys()
+
+
+def fails_in_replay(session: OverlapSession, linear: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = linear._forward_impl
+
+    def forward(*args: Any, **options: Any) -> Any:
+        if session.runtime.replaying:
+            raise RuntimeError("a bad day")
+        return stock(*args, **options)
+
+    monkeypatch.setattr(linear, "_forward_impl", forward)
+
+
+def test_verify_finds_a_unit_that_is_not_deterministic(rank: None) -> None:
+    chunks = model_of("--no-bias-gelu-fusion")
+    mlp, calls = layers_of(chunks)[0].mlp, []
+    stock = mlp.activation_func
+
+    def drifting(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return stock(x) * (1 + 1e-6 * len(calls))
+
+    mlp.activation_func = drifting
+    with session_of(chunks, settings_of("all", verify=True)) as session:
+        with pytest.raises(VerifyError, match="unit 'activation' of layer 0, microbatch 0"):
+            forward_backward(session, chunks[0])
+
+
+def test_what_cannot_be_dropped_is_refused_by_name_and_kept_by_all(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = model_of()
+    monkeypatch.setattr(layers_of(chunks)[0].self_attention.config, "context_parallel_size", 2)
+    with pytest.raises(ConfigError, match="core_attention on pipeline stage 0, which cannot drop it: it gathers keys"):
+        OverlapSession(settings_of("core_attention"), chunks)
+    with session_of(chunks) as session:
+        assert {unit for unit, _ in session.runtime.units} == {*GPT_UNITS} - {"core_attention"}
+
+
+def test_another_megatron_core_is_refused(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = model_of()
+    before = everything_in(chunks)
+    monkeypatch.setattr(attention, "apply_rotary_pos_emb", lambda t, frequencies: t)
+    with pytest.raises(UserError, match="apply_rotary_pos_emb"):
+        OverlapSession(settings_of("all"), chunks)
+    monkeypatch.undo()
+    assert everything_in(chunks).keys() == before.keys()
