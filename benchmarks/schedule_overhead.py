@@ -22,6 +22,8 @@ from datetime import date
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from megatron.pretrain.config import parse_command_line  # noqa: E402
+from megatron.pretrain.platform import install_platform  # noqa: E402
 from tests.distributed.launch import run_ranks  # noqa: E402
 
 COMMON = (
@@ -43,79 +45,81 @@ ARMS = ("stock", "overlap", "overlap, waits polled")
 WARM_UP_ROUNDS = 3
 
 
+class Polling:
+    """Polls every wait that may be used to its end."""
+
+    def finish(self, pending, *, phase, ahead) -> None:
+        while ahead and not pending.is_completed():
+            time.sleep(0)
+        pending.wait()
+
+
 def run_rank(rounds: int) -> None:
     """Measure every case on this rank; rank 0 prints the milliseconds of each step as JSON."""
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["RANK"]) % len(os.sched_getaffinity(0))]})
-
-    from megatron.pretrain.platform import install_platform
-
+    rank, cores = int(os.environ["RANK"]), sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     device = install_platform("gloo")
+    found = {}
+    port = int(os.environ["MASTER_PORT"])
+    for number, (case, flags) in enumerate(CASES.items()):
+        os.environ["MASTER_PORT"] = str(port + number)
+        found[case] = measure(flags, device, rounds)
+    if rank == 0:
+        print("RESULT " + json.dumps(found))
+
+
+def measure(flags: str, device, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every counted step of each arm."""
     import torch
 
     from megatron.overlap.pipeline.schedule import PipelineSchedule
-    from megatron.pretrain.config import parse_command_line
     from megatron.pretrain.distributed.emulated_link import emulated_link
     from megatron.pretrain.distributed.initialize import initialize_distributed
     from megatron.pretrain.model import build_transformer_config
     from megatron.pretrain.training.pipeline import open_pipeline
     from megatron.pretrain.training.run import build_state
-    from megatron.pretrain.training.step import forward_step
-
-    def polled(pending, *, phase, ahead):
-        while ahead and not pending.is_completed():
-            time.sleep(0)
-        pending.wait()
-
-    class Polling:
-        finish = staticmethod(polled)
-
-    def measure(flags: str) -> dict[str, list[float]]:
-        config = parse_command_line(flags.split(), os.environ)
-        with initialize_distributed(config, device), emulated_link(config.distributed):
-            state, _ = build_state(config, build_transformer_config(config), 256, device)
-            length = config.model.seq_length
-            batch = {
-                "tokens": torch.randint(0, 255, (1, length)), "labels": torch.randint(0, 255, (1, length)),
-                "loss_mask": torch.ones(1, length), "position_ids": torch.arange(length)[None],
-            }  # fmt: skip
-            iterators = [iter(lambda: batch, None) for _ in state.model]
-            with (
-                open_pipeline(config, device) as stock,
-                PipelineSchedule(device) as ours,
-                PipelineSchedule(device, waits=Polling()) as filled,
-            ):
-                arms = dict(zip(ARMS, (stock, ours, filled), strict=True))
-                return take_turns(arms, config, state, iterators)
-
-    def take_turns(arms, config, state, iterators) -> dict[str, list[float]]:
-        times_ms: dict[str, list[float]] = {name: [] for name in arms}
-        order, shuffle = list(arms), random.Random(0)
-        for turn in range(-WARM_UP_ROUNDS, rounds):
-            shuffle.shuffle(order)
-            for name in order:
-                for chunk in state.model:
-                    chunk.zero_grad_buffer()
-                torch.distributed.barrier()
-                begin_s = time.perf_counter()
-                arms[name](
-                    forward_step_func=forward_step, data_iterator=iterators, model=state.model, forward_only=False,
-                    num_microbatches=config.num_microbatches, seq_length=config.model.seq_length,
-                    micro_batch_size=1,
-                )  # fmt: skip
-                spent_ms = torch.tensor((time.perf_counter() - begin_s) * 1e3)
-                torch.distributed.all_reduce(spent_ms, op=torch.distributed.ReduceOp.MAX)
-                if turn >= 0:
-                    times_ms[name].append(float(spent_ms))
-        return times_ms
 
     torch.set_num_threads(1)
-    found = {}
-    port = int(os.environ["MASTER_PORT"])
-    for number, (case, flags) in enumerate(CASES.items()):
-        os.environ["MASTER_PORT"] = str(port + number)
-        found[case] = measure(flags)
-    if os.environ["RANK"] == "0":
-        print("RESULT " + json.dumps(found))
+    config = parse_command_line(flags.split(), os.environ)
+    with initialize_distributed(config, device), emulated_link(config.distributed):
+        state, _ = build_state(config, build_transformer_config(config), 256, device)
+        with (
+            open_pipeline(config, device) as stock,
+            PipelineSchedule(device) as ours,
+            PipelineSchedule(device, waits=Polling()) as filled,
+        ):
+            return take_turns(dict(zip(ARMS, (stock, ours, filled), strict=True)), config, state.model, rounds)
+
+
+def take_turns(arms, config, model, rounds: int) -> dict[str, list[float]]:
+    """One step of each arm in every round."""
+    import torch
+
+    from megatron.pretrain.training.step import forward_step
+
+    length = config.model.seq_length
+    batch = {
+        "tokens": torch.randint(0, 255, (1, length)), "labels": torch.randint(0, 255, (1, length)),
+        "loss_mask": torch.ones(1, length), "position_ids": torch.arange(length)[None],
+    }  # fmt: skip
+    times_ms: dict[str, list[float]] = {name: [] for name in arms}
+    order, shuffle = list(arms), random.Random(0)
+    for turn in range(-WARM_UP_ROUNDS, rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            for chunk in model:
+                chunk.zero_grad_buffer()
+            torch.distributed.barrier()
+            begin_s = time.perf_counter()
+            arms[name](
+                forward_step_func=forward_step, data_iterator=[iter(lambda: batch, None) for _ in model],
+                model=model, num_microbatches=config.num_microbatches, seq_length=length, micro_batch_size=1,
+            )  # fmt: skip
+            spent_ms = torch.tensor((time.perf_counter() - begin_s) * 1e3)
+            torch.distributed.all_reduce(spent_ms, op=torch.distributed.ReduceOp.MAX)
+            if turn >= 0:
+                times_ms[name].append(float(spent_ms))
+    return times_ms
 
 
 def page(found: dict[str, dict[str, list[float]]], rounds: int) -> str:
@@ -145,8 +149,8 @@ def page(found: dict[str, dict[str, list[float]]], rounds: int) -> str:
             "",
             "Tiny layers: hidden size 32, 16 tokens, where a step is bookkeeping and messages only. Else hidden size "
             "256, 128 tokens, 4 layers. `waits polled`: a thread follows each receive, and every wait that recompute "
-            "could use is polled to its end. The emulated link (docs/linklab.md) needs 10.5 ms for a message of 128 KiB, "
-            "about as long as a pass takes: stock 1F1B waits for its sends, ours does not.",
+            "could use is polled to its end. The emulated link (docs/linklab.md) needs 10.5 ms for a message of "
+            "128 KiB, about as long as a pass takes: stock 1F1B waits for its sends, ours does not.",
             "",
         ]
     )

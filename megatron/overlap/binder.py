@@ -6,19 +6,20 @@ from typing import Any, TypeVar
 from torch import nn
 
 from megatron.overlap.replacements import Replacements
-from overlap_recompute.plan.layer_units import kind_of
 from overlap_recompute.runtime import Runtime
 
 Result = TypeVar("Result")
+SCALES_TWICE = "a replay would count its values twice in the scaling history of low precision"
 
 
 class Binder:
     """The units of this rank, by name and global layer index (`layer_number - 1`)."""
 
-    __slots__ = ("runtime", "replacements", "refused")
+    __slots__ = ("runtime", "replacements", "replays_hooks", "refused")
 
-    def __init__(self, runtime: Runtime, replacements: Replacements) -> None:
-        self.runtime, self.replacements = runtime, replacements
+    def __init__(self, runtime: Runtime, replacements: Replacements, *, replays_hooks: bool) -> None:
+        """`replays_hooks`: forward hooks of modules inside a unit may run again in replays."""
+        self.runtime, self.replacements, self.replays_hooks = runtime, replacements, replays_hooks
         self.refused: dict[tuple[str, int], str] = {}
         """Units that exist but cannot be dropped, and why."""
 
@@ -37,7 +38,3 @@ class Binder:
     def run(self, unit: str, layer: int, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
         """Call a function as a unit that was declared."""
         return self.runtime.run(unit, layer, function, *args, **options)
-
-    def reasons(self, kind: str) -> list[str]:
-        """Why units of this kind cannot be dropped."""
-        return [reason for (unit, _), reason in self.refused.items() if kind_of(unit) == kind]

@@ -76,8 +76,7 @@ class OverlapSession:
             rng_providers=(TrackerRng(),),
             journal=journal,
             verify=settings.verify,
-            # Those of --overlap-param-gather are on every module; a replay finds the parameters gathered.
-            replay_inner_hooks=any(chunk.use_forward_hook for chunk in chunks),
+            replay_inner_hooks=_gathers_in_hooks(chunks),
         )
         self.figures = Figures(settings.device)
         try:
@@ -97,7 +96,7 @@ class OverlapSession:
 
     def _attach(self, chunks: Sequence[DistributedDataParallel]) -> int:
         """Name the units, settle the policy; returns how many units a window of a GPU takes."""
-        binder = Binder(self.runtime, self._replacements)
+        binder = Binder(self.runtime, self._replacements, replays_hooks=_gathers_in_hooks(chunks))
         layers = TransformerLayerAdapter(binder).attach_all(chunks)
         for chunk in chunks:
             # The wrapper's own `buffers` are those of gradients; parameters are views of others, whose storage counts.
@@ -198,6 +197,11 @@ class OverlapSession:
             for action in grid[settings.stage]
             if action.kind is Kind.B
         ]
+
+
+def _gathers_in_hooks(chunks: Sequence[DistributedDataParallel]) -> bool:
+    """Whether every module has the hooks of --overlap-param-gather; a replay finds all parameters gathered."""
+    return any(chunk.use_forward_hook for chunk in chunks)
 
 
 def _kinds_of_groups() -> dict[ProcessGroup, Kinds]:

@@ -40,7 +40,7 @@ class Recorder:
             call.saved_count = position + 1
             if tensor is state.argument:
                 # Most units save their argument: what the call keeps for its replay stands for it as well.
-                return call.args[0]  # type: ignore[no-any-return]
+                return call.args[0]
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):

@@ -1,4 +1,4 @@
-"""One rank of a trainer that goes wrong: overlap_faults.py MODE [flags of pretrain_gpt.py]. Started by test_overlap.py."""
+"""One rank of a trainer that goes wrong, started by test_overlap.py: overlap_faults.py MODE [flags]."""
 
 import os
 import sys

@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
-from megatron.pretrain.config.stages import layers_per_chunk
 from overlap_recompute.plan.kept_bytes import LayerShape, kept_bytes
 from overlap_recompute.plan.layer_units import LAYER_UNITS
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import Journal, Kind, StepReport
 from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, batches, build, config_of, groups
 
-from megatron.overlap.session import OverlapSession  # isort: skip - after the platform
+from megatron.core import parallel_state  # isort: skip - after the platform
+from megatron.overlap.session import OverlapSession  # isort: skip
 from megatron.overlap.window_log import WindowSums  # isort: skip
 from megatron.pretrain.training.overlap import open_overlap  # isort: skip
+from megatron.pretrain.training.pipeline import open_pipeline  # isort: skip
 from megatron.pretrain.training.step import TrainStep  # isort: skip
 
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
 KEEPS = "--overlap-recompute --overlap-recompute-policy none"
 """What a run without recompute does, and visible: upstream binds some collectives by name."""
-TP2 = "--tensor-model-parallel-size 2"
+TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 MICROBATCHES, LAYERS, STEPS = 3, 2, 2
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
 GPT_SHAPE = LayerShape(
@@ -51,10 +52,12 @@ class Observed:
         if session is not None:
             self._listen(session)
         restore = self._count(session)
+        waits = session.pipeline_waits if session is not None else None
         try:
-            step = TrainStep(self.config, overlap=session)
-            for _ in range(STEPS):
-                step(state, [batches(self.config) for _ in state.model])
+            with open_pipeline(self.config, CPU, waits) as schedule:
+                step = TrainStep(self.config, overlap=session, forward_backward=schedule)
+                for _ in range(STEPS):
+                    step(state, [batches(self.config) for _ in state.model])
         finally:
             restore()
             if session is not None:
@@ -91,20 +94,19 @@ class Observed:
 
     def window_sums(self, kind: WindowKind) -> tuple[int, int]:
         """Windows of a step, and units recomputed in them."""
-        sums = [step[kind] for step in self.windows]
-        assert len({(s.windows, s.units) for s in sums}) == 1 or kind is not WindowKind.TP_FORWARD
-        return sums[-1].windows, sums[-1].units
+        sums = self.windows[-1][kind]
+        return sums.windows, sums.units
 
 
 def replayed_once(seen: Observed, units: set[str]) -> None:
     """Each dropped unit once per microbatch, before its first use, and nothing else."""
     begun = seen.places(Kind.REPLAY_BEGIN)
-    calls = {unit: 2 if unit == "rotary" else 1 for unit in units}
+    calls = [(unit, call) for unit in units for call in range(2 if unit == "rotary" else 1)]
     expected = {
         (unit, layer, (0, 0, number), call)
-        for unit, count in calls.items() for layer in range(LAYERS) for number in range(MICROBATCHES) for call in range(count)
+        for unit, call in calls for layer in range(LAYERS) for number in range(MICROBATCHES)
     }  # fmt: skip
-    assert begun == Counter({place: STEPS for place in expected}), begun
+    assert begun == Counter(dict.fromkeys(expected, STEPS)), begun
     assert seen.places(Kind.DROP) == begun
     present: set[tuple[Any, ...]] = set()
     for event in seen.journal.events:
@@ -160,8 +162,7 @@ def tensor_parallel() -> None:
 
 
 def experts() -> None:
-    flags = f"{MOE} --expert-model-parallel-size 2 --global-batch-size {4 * MICROBATCHES}"
-    plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
+    plain, seen = Observed(f"{EXPERTS} {KEEPS}"), Observed(f"{EXPERTS} {ON}")
     assert seen.collectives == plain.collectives
     assert seen.in_replays == 0
     windows, filled = seen.window_sums(WindowKind.EP)
@@ -170,11 +171,32 @@ def experts() -> None:
     assert set(seen.places(Kind.REPLAY_BEGIN).values()) == {STEPS}
 
 
-LAYOUTS = {"TP2": (f"{GPT} {TP2} --global-batch-size 6", tensor_parallel), "EP2": (f"{MOE} --expert-model-parallel-size 2 --global-batch-size 12", experts)}  # fmt: skip
+def pipeline() -> None:
+    """Two stages of two ranks under our own schedule: every kind of window but that of experts."""
+    flags = f"{GPT} {TP2} {PP2} --global-batch-size 8 --schedule-impl overlap"
+    plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
+    assert seen.collectives == plain.collectives
+    assert set(seen.places(Kind.REPLAY_BEGIN).values()) == {STEPS}
+    assert seen.places(Kind.REPLAY_BEGIN) == seen.places(Kind.FORWARD), "all units are dropped"
+    windows, filled = seen.window_sums(WindowKind.PP_WAIT)
+    assert windows == 4
+    if parallel_state.is_pipeline_first_stage():
+        # The second microbatch runs forward while the first waits for its backward pass; on the last stage none waits.
+        assert filled + seen.window_sums(WindowKind.TP_FORWARD)[1] > 0
+    serialized = Observed(f"{flags} {ON} --overlap-recompute-serialize")
+    assert [serialized.window_sums(kind)[1] for kind in WindowKind] == [0] * len(WindowKind)
+    assert serialized.places(Kind.REPLAY_BEGIN) == seen.places(Kind.REPLAY_BEGIN)
+
+
+EXPERTS = f"{MOE} --expert-model-parallel-size 2 --global-batch-size 12"
+LAYOUTS = {
+    "TP2": (f"{GPT} {TP2} --global-batch-size 6", tensor_parallel),
+    "EP2": (EXPERTS, experts),
+    "TP2xPP2": (f"{GPT} {TP2} {PP2} --global-batch-size 8", pipeline),
+}
 
 
 if __name__ == "__main__":
     common, check = LAYOUTS[sys.argv[1]]
     with groups(common):
-        assert layers_per_chunk(config_of(common)) == ((LAYERS,),)
         check()

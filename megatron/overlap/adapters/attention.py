@@ -7,7 +7,7 @@ from megatron.core.transformer import attention as upstream
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
-from megatron.overlap.binder import Binder
+from megatron.overlap.binder import SCALES_TWICE, Binder
 from megatron.overlap.replacements import require_shape
 from megatron.pretrain.platform.seam import Expected
 
@@ -40,12 +40,16 @@ class AttentionAdapter:
 
         `rotates` says whether the model has rotary embedding.
         """
+        if not isinstance(attention, upstream.Attention):
+            return
         if isinstance(attention, upstream.SelfAttention):
             self._attach_projection(attention, layer)
             if rotates:
                 self._binder.declare("rotary", layer)
                 self._mark_layer(attention, layer)
-        if not isinstance(attention, upstream.Attention) or isinstance(attention.core_attention, IdentityOp):
+        else:
+            self._binder.refuse("linear_qkv", layer, f"{type(attention).__name__} has other projections")
+        if isinstance(attention.core_attention, IdentityOp):
             return
         if attention.config.context_parallel_size > 1:
             self._binder.refuse("core_attention", layer, "it gathers keys and values over the context-parallel ranks")
@@ -53,13 +57,22 @@ class AttentionAdapter:
             self._binder.attach(attention.core_attention, "core_attention", layer)
 
     def _attach_projection(self, attention: Any, layer: int) -> None:
-        gathers = _why_projection_gathers(attention)
-        if gathers is not None:
-            self._binder.refuse("linear_qkv", layer, gathers)
+        reason = _why_projection_is_kept(attention) or self._why_hooks_forbid_it(attention)
+        if reason is not None:
+            self._binder.refuse("linear_qkv", layer, reason)
             return
         self._binder.declare("linear_qkv", layer)
         run = partial(self._binder.run, "linear_qkv", layer, attention.get_query_key_value_tensors)
         self._binder.replacements.set(attention, "get_query_key_value_tensors", run)
+
+    def _why_hooks_forbid_it(self, attention: Any) -> str | None:
+        inside = [attention.linear_qkv, attention.q_layernorm, attention.k_layernorm]
+        hooked = any(module is not None and (module._forward_hooks or module._forward_pre_hooks) for module in inside)
+        return (
+            "it has forward hooks, which a replay would run again"
+            if hooked and not self._binder.replays_hooks
+            else None
+        )
 
     def _mark_layer(self, attention: Any, layer: int) -> None:
         """While this module's forward runs, rotary embedding belongs to its layer."""
@@ -88,7 +101,9 @@ def _rotate(stock: Any, freqs: Tensor, args: tuple[Any, ...], options: dict[str,
     return rotated
 
 
-def _why_projection_gathers(attention: Any) -> str | None:
+def _why_projection_is_kept(attention: Any) -> str | None:
+    if attention.config.fp8 or attention.config.fp4:
+        return SCALES_TWICE
     if attention.config.sequence_parallel and attention.world_size > 1:
         return "it gathers the sequence over the tensor-parallel ranks (--sequence-parallel)"
     if attention.config.num_query_groups < attention.world_size:

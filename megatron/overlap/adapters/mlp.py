@@ -6,7 +6,7 @@ from typing import Any
 from megatron.core.transformer import mlp as upstream
 from torch import Tensor
 
-from megatron.overlap.binder import Binder
+from megatron.overlap.binder import SCALES_TWICE, Binder
 from megatron.overlap.replacements import require_shape
 from megatron.pretrain.platform.seam import Expected
 
@@ -24,15 +24,16 @@ class MlpAdapter:
     def attach(self, mlp: Any, layer: int, prefix: str = "") -> None:
         """Name the units of one module, `prefix` before their names; classes with a forward of their own are left."""
         if type(mlp).forward is not upstream.MLP.forward:
+            for unit in ("linear_fc1", "activation"):
+                self._binder.refuse(prefix + unit, layer, f"{type(mlp).__name__} computes the block in one call")
             return
         self.attach_linear(mlp, layer, prefix)
         self._binder.replacements.set(mlp, "forward", self.forward_of(mlp, layer, prefix))
 
     def attach_linear(self, mlp: Any, layer: int, prefix: str) -> None:
         """Name the unit `linear_fc1`."""
-        gathers = getattr(mlp.linear_fc1, "sequence_parallel", False)
-        if gathers and not getattr(mlp.linear_fc1, "explicit_expert_comm", False):
-            reason = "it gathers the sequence over the tensor-parallel ranks (--sequence-parallel)"
+        reason = _why_linear_is_kept(mlp)
+        if reason is not None:
             self._binder.refuse(f"{prefix}linear_fc1", layer, reason)
         else:
             self._binder.attach(mlp.linear_fc1, f"{prefix}linear_fc1", layer)
@@ -60,6 +61,15 @@ class MlpAdapter:
             return output, output_bias
 
         return forward
+
+
+def _why_linear_is_kept(mlp: Any) -> str | None:
+    if mlp.config.fp8 or mlp.config.fp4:
+        return SCALES_TWICE
+    gathers = getattr(mlp.linear_fc1, "sequence_parallel", False)
+    if gathers and not getattr(mlp.linear_fc1, "explicit_expert_comm", False):
+        return "it gathers the sequence over the tensor-parallel ranks (--sequence-parallel)"
+    return None
 
 
 class _BetweenLinears:

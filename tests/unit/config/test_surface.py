@@ -24,8 +24,10 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
 SURFACE = HERE / "flag_surface.txt"
 OWN_FLAGS = {
-    "--metrics-file", "--progress-bar", "--schedule-impl", "--liveness-timeout-s", "--emulate-link-gbps", "--emulate-link-latency-us",
-    "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-prefetch-mib", "--overlap-recompute-verify",
+    "--metrics-file", "--progress-bar", "--schedule-impl", "--liveness-timeout-s",
+    "--emulate-link-gbps", "--emulate-link-latency-us",
+    "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-prefetch-mib",
+    "--overlap-recompute-verify",
     "--overlap-recompute-serialize", "--overlap-recompute-trace",
 }  # fmt: skip
 

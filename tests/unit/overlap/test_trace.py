@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron.overlap import trace as trace_module
+from megatron.overlap.session import OverlapSession
 from megatron.overlap.trace import LANES, TraceWriter
 from megatron.overlap.trace_files import merge_traces, read_trace
 from overlap_recompute.plan.errors import ConfigError, DataError
@@ -34,14 +35,11 @@ def test_a_step_in_the_trace(rank: None, tmp_path: pathlib.Path) -> None:
     events = json.loads((folder / "rank-00000.json").read_text())
     assert [event["name"] for event in spans(events, "schedule")] == ["0F0", "0B0", "0F1", "0B1", "0F0", "0B0"]
     replays = spans(events, "exposed")
-    assert {event["name"] for event in replays} == {
-        f"R(L{layer}.{unit}) 0.{number}" for layer in (0, 1) for unit in ("linear_fc1", "activation") for number in (0, 1)
-    }  # fmt: skip
+    units = {f"L{layer}.{unit}" for layer in (0, 1) for unit in ("linear_fc1", "activation")}
+    assert {event["name"] for event in replays} == {f"R({unit}) 0.{number}" for unit in units for number in (0, 1)}
     backward = spans(events, "schedule")[1]
-    inside = [
-        e for e in replays if backward["ts"] <= e["ts"] and e["ts"] + e["dur"] <= backward["ts"] + backward["dur"]
-    ]
-    assert len(inside) == 4
+    ends = [event["ts"] + event["dur"] for event in replays]
+    assert len([end for end in ends if backward["ts"] <= end <= backward["ts"] + backward["dur"]]) == 4
     assert {event["args"]["name"] for event in events if event["name"] == "thread_name"} == set(LANES)
 
 
@@ -112,6 +110,6 @@ def test_a_full_disk_ends_the_trace_and_not_the_run(tmp_path: pathlib.Path, capl
 
 def test_a_folder_that_cannot_be_made_is_refused(rank: None, tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
+    settings = settings_of("all", trace_folder=tmp_path / "file" / "traces")
     with pytest.raises(ConfigError, match="--overlap-recompute-trace .*, which cannot be written"):
-        with session_of(model_of(), settings_of("all", trace_folder=tmp_path / "file" / "traces")):
-            pass
+        OverlapSession(settings, model_of())

@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, model_par
 from megatron.core.transformer import attention
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.utils.flop_counter import FlopCounterMode
+
 from megatron.overlap.session import OverlapSession
 from overlap_recompute.plan.errors import ConfigError, UserError
 from overlap_recompute.plan.layer_units import LAYER_UNITS
@@ -175,9 +176,9 @@ def test_verify_finds_a_unit_that_is_not_deterministic(rank: None) -> None:
         return stock(x) * (1 + 1e-6 * len(calls))
 
     mlp.activation_func = drifting
-    with session_of(chunks, settings_of("all", verify=True)) as session:
-        with pytest.raises(VerifyError, match="unit 'activation' of layer 0, microbatch 0"):
-            forward_backward(session, chunks[0])
+    expected = pytest.raises(VerifyError, match="unit 'activation' of layer 0, microbatch 0")
+    with session_of(chunks, settings_of("all", verify=True)) as session, expected:
+        forward_backward(session, chunks[0])
 
 
 def test_what_cannot_be_dropped_is_refused_by_name_and_kept_by_all(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +188,17 @@ def test_what_cannot_be_dropped_is_refused_by_name_and_kept_by_all(rank: None, m
         OverlapSession(settings_of("core_attention"), chunks)
     with session_of(chunks) as session:
         assert {unit for unit, _ in session.runtime.units} == {*GPT_UNITS} - {"core_attention"}
+
+
+def test_hooks_inside_a_unit_keep_it(rank: None) -> None:
+    chunks = model_of()
+    for layer in layers_of(chunks):
+        layer.self_attention.linear_qkv.register_forward_hook(lambda module, arguments, output: None)
+    with pytest.raises(ConfigError, match="linear_qkv on pipeline stage 0, which cannot drop it: it has forward hooks"):
+        OverlapSession(settings_of("linear_qkv"), chunks)
+    with session_of(chunks) as session:
+        assert {unit for unit, _ in session.runtime.units} == {*GPT_UNITS} - {"linear_qkv"}
+        forward_backward(session, chunks[0])
 
 
 def test_another_megatron_core_is_refused(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,8 @@ def test_who_cannot_be_asked_is_waited_for_by_a_thread(after_forward: Open) -> N
 
 def test_an_error_of_the_thread_is_raised_where_the_rank_waits(after_forward: Open) -> None:
     opened = after_forward()
+    work = FakeWork(error=RuntimeError("connection closed by peer"))
     with pytest.raises(RuntimeError, match="connection closed by peer"):
-        work = FakeWork(error=RuntimeError("connection closed by peer"))
         opened.windows.finish(WindowKind.TP_BACKWARD, work, pollable=False)
     opened.windows.close()
 
