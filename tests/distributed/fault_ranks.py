@@ -147,6 +147,8 @@ SCENARIOS = {
 
 def play(scenario: Scenario, name: str, port: int, folder: pathlib.Path) -> None:
     """Run one scenario to its end and write down how each rank ended."""
+    for rank in range(scenario.world_size):
+        (folder / f"{name}.{rank}").touch()  # it is looked into before the rank has come to open it
     pids = {
         rank: _fork(scenario, rank, port, folder / f"{name}.{rank}")
         for rank in range(scenario.world_size)
