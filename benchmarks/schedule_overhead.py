@@ -132,19 +132,21 @@ def page(found: dict[str, dict[str, list[float]]], rounds: int) -> str:
         medians = {name: statistics.median(values) for name, values in times_ms.items()}
         for name, values in times_ms.items():
             ratio = medians[name] / medians["stock"]
-            rows.append(f"| {case} | {name} | {medians[name]:.2f} | {min(values):.2f} | {ratio:.3f} |")
+            paired = statistics.median(a / b for a, b in zip(values, times_ms["stock"], strict=True))
+            rows.append(f"| {case} | {name} | {medians[name]:.2f} | {min(values):.2f} | {ratio:.3f} | {paired:.3f} |")
     return "\n".join(
         [
             "# Our pipeline schedules beside Megatron-Core's, recompute off",
             "",
             f"Commit {commit or 'unknown'}, {date.today()}, {platform.machine()} with {os.cpu_count()} cores, Python "
             f"{platform.python_version()}. PP=2 over gloo on loopback, one core a rank, 8 microbatches of 1; {rounds} "
-            "rounds, arms in turns within one run; a step counts as long as its slower rank.",
+            f"rounds, arms in turns within one run; a step counts as long as its slower rank. Load of the machine "
+            f"afterwards (two ranks alone make 2): {os.getloadavg()[1]:.0f}.",
             "",
             "    .venv/bin/python benchmarks/schedule_overhead.py --output benchmarks/schedule_overhead.md",
             "",
-            "| schedule | arm | median ms | min ms | median / stock |",
-            "|---|---|---|---|---|",
+            "| schedule | arm | median ms | min ms | ratio of medians | median of ratios within a round |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
             "Tiny layers: hidden size 32, 16 tokens, where a step is bookkeeping and messages only. Else hidden size "

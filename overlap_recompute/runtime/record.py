@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from overlap_recompute.runtime.ambient import Ambient
-from overlap_recompute.runtime.calls import Microbatch, Phase, UnitCall
+from overlap_recompute.runtime.calls import DROPPED, Microbatch, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle, OutputRef, forget_output
 from overlap_recompute.runtime.journal import Kind
@@ -104,7 +104,7 @@ class Recorder:
         finally:
             state.running, state.argument, state.layer = None, None, outer
             state.seen.clear()
-        call.phase = Phase.DROPPED
+        call.phase = DROPPED
         microbatch.calls.append(weakref.ref(call))
         if state.journal is not None:
             state.journal.add(Kind.FORWARD, call.place)

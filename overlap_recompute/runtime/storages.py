@@ -27,9 +27,16 @@ KeptTable = dict[int, "weakref.ref[KeptStorage]"]
 StaticTable = dict[int, "StaticRef"]
 
 
+NO_VERSION = -1
+"""In place of the version of an inference tensor, which has none: nobody may modify it."""
+
+
 def version_of(tensor: Tensor) -> int:
-    """The tensor's in-place version; 0 for inference tensors, which nobody may modify and which count none."""
-    return 0 if tensor.is_inference() else tensor._version
+    """The tensor's in-place version."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return NO_VERSION
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
@@ -77,7 +84,7 @@ class Kept:
             InPlaceError: it was modified since it was kept (autograd cannot check this under hooks).
         """
         tensor = self.tensor
-        if tensor._version != self.version and not tensor.is_inference():
+        if self.version != NO_VERSION and tensor._version != self.version:
             raise self._modified()
         return tensor
 

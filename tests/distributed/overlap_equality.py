@@ -1,11 +1,12 @@
 """One rank of the equality tests: every arm must compute what a run without overlapped recompute computes.
 
 Usage: overlap_equality.py LAYOUT. Started by test_overlap.py; prints one line per comparison, and ends with 1 when
-anything differs.
+anything differs. Where there are checks of the journal for the layout, they follow in the same process groups.
 """
 
 import sys
 
+from tests.distributed import overlap_journal
 from tests.distributed.overlap_support import DROPOUT, GPT, LLAMA, MOE, groups, train
 
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
@@ -79,6 +80,8 @@ def main(layout: str) -> int:
                 differences = train(flags, arm).differences(reference)
                 failures += bool(differences)
                 print("differs" if differences else "equal", "|", flags, "|", arm, "|", "; ".join(differences[:3]))
+        if layout in overlap_journal.CHECKS:
+            overlap_journal.CHECKS[layout]()
     return 1 if failures else 0
 
 

@@ -15,7 +15,6 @@ from tests.distributed.test_parity import GPT
 
 Train = Callable[..., list[float]]
 EQUALITY = {"one": 1, "TP2": 2, "PP2": 2, "VPP2": 2, "DP2": 2, "EP2": 2}
-JOURNAL = {"TP2": 2, "EP2": 2, "TP2xPP2": 4}
 TP2 = "--tensor-model-parallel-size 2".split()
 
 
@@ -29,9 +28,8 @@ def test_losses_gradients_and_weights_are_equal_bit_for_bit(layout: str) -> None
     run_script("overlap_equality", layout, EQUALITY[layout])
 
 
-@pytest.mark.parametrize("layout", JOURNAL)
-def test_replays_collectives_bytes_and_windows(layout: str) -> None:
-    run_script("overlap_journal", layout, JOURNAL[layout])
+def test_every_kind_of_window_on_two_stages_of_two_ranks() -> None:
+    run_script("overlap_journal", "TP2xPP2", 4)
 
 
 def test_the_trainer_reports_and_traces(tmp_path: pathlib.Path, corpus: Corpus) -> None:

@@ -109,6 +109,10 @@ BODIES: dict[str, tuple[list[Callable[..., Any]], Callable[..., Tensor]]] = {
         lambda x, u, v: (lambda h: v(h, h).sum())(u(x)),
     ),
     "a parameter as argument": ([lambda w, x, p: (x * p * w).exp()], lambda x, u: u(x, u.weight).sum()),
+    "an argument made in inference mode": (
+        [lambda w, x, bias: (x * w + bias).sin()],
+        lambda x, u: u(x, _inferred()).sum(),
+    ),
     "outputs without gradients": (
         [lambda w, x: (x * w, x > 0)],
         lambda x, u: (lambda y, mask: torch.where(mask, y**2, y).sum())(*u(x)),
@@ -130,6 +134,11 @@ BODIES: dict[str, tuple[list[Callable[..., Any]], Callable[..., Tensor]]] = {
     ),
     "a long chain": ([scaled] * 40, lambda x, *units: chain(x, units)),
 }
+
+
+def _inferred() -> Tensor:
+    with torch.inference_mode():
+        return torch.full((4,), 2.0)
 
 
 def chain(x: Tensor, units: tuple[nn.Module, ...]) -> Tensor:
