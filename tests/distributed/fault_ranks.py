@@ -154,20 +154,31 @@ def play(scenario: Scenario, name: str, port: int, folder: pathlib.Path) -> None
         for rank in range(scenario.world_size)
         if rank not in scenario.absent
     }
+    try:
+        ends = _strike_and_wait(pids, scenario, [folder / f"{name}.{rank}" for rank in pids])
+    finally:
+        for pid in pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+    found = {
+        rank: {"status": ends[rank][0], "after_s": ends[rank][1], "output": (folder / f"{name}.{rank}").read_text()}
+        for rank in pids
+    }
+    (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+def _strike_and_wait(
+    pids: dict[int, int], scenario: Scenario, outputs: list[pathlib.Path]
+) -> dict[int, tuple[int, float]]:
     deadline_s = time.monotonic() + BOUND_S
-    while scenario.strike and not all("running" in (folder / f"{name}.{rank}").read_text() for rank in pids):
+    while scenario.strike and not all("running" in output.read_text() for output in outputs):
         if time.monotonic() > deadline_s:
             break
         time.sleep(0.01)
     started_s = time.monotonic()
     if scenario.strike:
         os.kill(pids[scenario.strike[0]], scenario.strike[1])
-    ends = _wait(pids, scenario, started_s, deadline_s)
-    found = {
-        rank: {"status": ends[rank][0], "after_s": ends[rank][1], "output": (folder / f"{name}.{rank}").read_text()}
-        for rank in pids
-    }
-    (folder / f"{name}.json").write_text(json.dumps(found))
+    return _wait(pids, scenario, started_s, deadline_s)
 
 
 def _fork(scenario: Scenario, rank: int, port: int, output: pathlib.Path) -> int:
@@ -204,9 +215,6 @@ def _wait(
             os.kill(pids[stopped], signal.SIGCONT)
             stopped = None
         time.sleep(0.01)
-    for pid in pids.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
     return ends
 
 
