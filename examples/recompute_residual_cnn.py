@@ -87,7 +87,7 @@ class Arm:
     def __init__(self, policy: Policy, overlap: bool) -> None:
         torch.manual_seed(0)
         self.model, self.pictures = ShapeNet(), torch.Generator().manual_seed(1)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.random_state = torch.get_rng_state()
         self.overlap = overlap
         self.runtime = Runtime(policy)

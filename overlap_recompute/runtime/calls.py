@@ -35,16 +35,20 @@ FORWARD, DROPPED = Phase.FORWARD, Phase.DROPPED
 class Microbatch:
     """One forward pass: its calls in order, and its bytes by layer."""
 
-    __slots__ = ("key", "calls", "counts", "cursor", "complete", "trains", "tallies", "__weakref__")
+    __slots__ = ("key", "calls", "counts", "cursor", "alive", "complete", "trains", "tallies", "totals", "__weakref__")
 
     def __init__(self, key: Hashable, trains: bool) -> None:
         self.key, self.trains = key, trains
         self.calls: list[weakref.ref[UnitCall]] = []
         self.counts: dict[Unit, int] = {}
         self.cursor = 0
+        """Calls from here on are dead or present: the queue need not look at them again."""
+        self.alive = 0
         self.complete = False
         self.tallies: dict[int, Tally] = {}
-        """Bytes by layer."""
+        """Bytes by layer, while the forward pass runs."""
+        self.totals: tuple[tuple[int, int, int], ...] = ()
+        """(layer, kept bytes, dropped bytes), when it has ended."""
 
     def tally(self, layer: int) -> Tally:
         """The bytes of one layer."""
@@ -54,10 +58,18 @@ class Microbatch:
         return found
 
     def close(self) -> None:
-        """The forward pass has ended."""
+        """The forward pass has ended; what stays for the report are numbers, which the garbage collector skips."""
         self.complete, self.cursor = True, len(self.calls)
         for tally in self.tallies.values():
             tally.closed = True
+        self.totals = tuple((t.layer, t.kept_bytes, t.dropped_bytes) for _, t in sorted(self.tallies.items()))
+        self.tallies, self.counts = {}, {}
+        if not self.alive:
+            self.forget_calls()
+
+    def forget_calls(self) -> None:
+        """Every call is dead: forget even the weak references, of which a step of many microbatches has many."""
+        self.calls, self.cursor = [], 0
 
     def living(self) -> Iterator["UnitCall"]:
         """The calls that somebody still refers to, in forward order."""
@@ -77,6 +89,7 @@ class UnitCall:
         self, state: "RuntimeState", unit: "Unit", microbatch: Microbatch, number: int, forward: Callable[..., Any]
     ) -> None:
         self.state, self.unit, self.microbatch, self.number, self.forward = state, unit, microbatch, number, forward
+        microbatch.alive += 1
         self.tally = microbatch.tally(unit.layer)
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] | None = None
@@ -174,5 +187,9 @@ class UnitCall:
         self.references = self.ambient = self.rng = None
 
     def __del__(self) -> None:
+        microbatch = self.microbatch
+        microbatch.alive -= 1
+        if not microbatch.alive and microbatch.complete:
+            microbatch.forget_calls()
         if self.state.journal is not None and self.phase is not FORWARD:
             self.state.journal.add(Kind.RELEASE, self.place, self.hidden)

@@ -51,15 +51,10 @@ class StepReport:
 
 def report_step(microbatches: Iterable[Microbatch], ledger: Ledger, replays: ReplayCounts) -> StepReport:
     """The report of a step that ends now."""
-    tallies = (tally for microbatch in microbatches for _, tally in sorted(microbatch.tallies.items()))
     layers = tuple(
-        LayerBytes(
-            microbatch=tally.microbatch,
-            layer=tally.layer,
-            kept_bytes=tally.kept_bytes,
-            dropped_bytes=tally.dropped_bytes,
-        )
-        for tally in tallies
+        LayerBytes(microbatch=microbatch.key, layer=layer, kept_bytes=kept_bytes, dropped_bytes=dropped_bytes)
+        for microbatch in microbatches
+        for layer, kept_bytes, dropped_bytes in microbatch.totals
     )
     return StepReport(
         layers=layers,

@@ -175,4 +175,4 @@ def test_dropout_masks_are_dropped() -> None:
 
 def _layers(runtime: object) -> list[tuple[int, int]]:
     (microbatch,) = runtime.queue.microbatches()  # type: ignore[attr-defined]
-    return [(layer, tally.dropped_bytes) for layer, tally in microbatch.tallies.items()]
+    return [(layer, dropped_bytes) for layer, _, dropped_bytes in microbatch.totals]

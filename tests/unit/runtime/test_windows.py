@@ -189,6 +189,7 @@ def test_the_cost_of_a_fill_does_not_grow_with_finished_microbatches() -> None:
             loss.backward()
         assert runtime.queue.fill(never).stop is Stop.EMPTY
         assert len(runtime.queue._ready) <= 1, "those that are done are forgotten as the queue goes on"
+        assert not any(microbatch.calls for microbatch in runtime.queue.microbatches())
         assert len(runtime.step_end().layers) == 40
 
 
