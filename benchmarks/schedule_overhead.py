@@ -152,7 +152,9 @@ def page(found: dict[str, dict[str, list[float]]], rounds: int) -> str:
             "Tiny layers: hidden size 32, 16 tokens, where a step is bookkeeping and messages only. Else hidden size "
             "256, 128 tokens, 4 layers. `waits polled`: a thread follows each receive, and every wait that recompute "
             "could use is polled to its end. The emulated link (docs/linklab.md) needs 10.5 ms for a message of "
-            "128 KiB, about as long as a pass takes: stock 1F1B waits for its sends, ours does not.",
+            "128 KiB, about as long as a pass takes: stock 1F1B waits for its sends, ours does not. Over loopback the "
+            "core that computes also copies the messages, so what runs beside a pass slows it down; two runs of this "
+            "page differ by up to 3 %.",
             "",
         ]
     )

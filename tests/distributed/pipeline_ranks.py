@@ -26,7 +26,6 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.utils import get_batch_on_this_cp_rank  # noqa: E402
 
 from megatron.overlap.pipeline.schedule import PipelineSchedule  # noqa: E402
-from megatron.overlap.pipeline.transfers import Transfers, open_groups  # noqa: E402
 from megatron.overlap.pipeline.waits import Pending  # noqa: E402
 from megatron.pretrain.config import PretrainConfig  # noqa: E402
 from megatron.pretrain.training import step as training_step  # noqa: E402
@@ -67,8 +66,6 @@ class Case:
     """Two sequences make a microbatch."""
     filled: bool = False
     """Offer the waits to somebody who uses them."""
-    separate: bool = False
-    """A process group for each direction, as on GPUs."""
     late: bool = False
     """The last stage takes its time, so that sends of the others stay under way."""
     forward_step: Callable[..., Any] = training_step.forward_step
@@ -120,9 +117,9 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case(flags=f"{LLAMA} {PP2} --bf16", global_batch_size=6, filled=True),
         Case(flags=f"{GPT} {PP2} --pipeline-model-parallel-layout Et*2|tL --num-layers 3", global_batch_size=2),
         Case(flags=f"{GPT} {PP2} --fp16 --initial-loss-scale 4096", global_batch_size=4),
-        Case(flags=f"{MOE} {PP2}", global_batch_size=10, separate=True),
+        Case(flags=f"{MOE} {PP2}", global_batch_size=10),
         Case(flags=f"{GPT} {DROPOUT} {PP2} {VPP2} --num-layers 4 {EVALUATE}", late=True),
-        Case(flags=f"{LLAMA} {PP2} {VPP2} --num-layers 6", filled=True, separate=True),
+        Case(flags=f"{LLAMA} {PP2} {VPP2} --num-layers 6", filled=True),
         Case(flags=f"{GPT} {PP2} {VPP2} --num-layers 4", forward_step=count_tokens),
         Case(flags=f"{GPT} {DROPOUT} {SHARDED} {EVALUATE}"),
         Case(flags=f"{GPT} {TP2}", forward_step=count_tokens),
@@ -130,7 +127,7 @@ CASES: dict[int, tuple[Case, ...]] = {
     ),
     4: (
         Case(flags=f"{GPT} {DROPOUT} {PP4} --num-layers 4 {EVALUATE}", global_batch_size=14, filled=True),
-        Case(flags=f"{LLAMA} {PP4} --num-layers 4 --bf16", global_batch_size=4, separate=True),
+        Case(flags=f"{LLAMA} {PP4} --num-layers 4 --bf16", global_batch_size=4),
         Case(flags=f"{GPT} {PP4} {VPP2} --num-layers 8", filled=True),
         Case(flags=f"{GPT} {DROPOUT} {PP2} {SHARDED} {EVALUATE}", global_batch_size=16),
         Case(flags=f"{LLAMA} {PP2} {VPP2} --num-layers 6 {GATHERED} --bf16", global_batch_size=16),
@@ -188,13 +185,8 @@ def compare(case: Case) -> str:
         config = config_of(flags, "--schedule-impl overlap", "--lr 2e-2" if case.spoilt else "")
         with open_pipeline(config, CPU, waits) as ours:
             assert isinstance(ours, PipelineSchedule)
-            if case.separate:
-                pipeline = parallel_state.get_pipeline_model_parallel_group()
-                ours._transfers = Transfers(open_groups(pipeline, CPU, separate=True), CPU)
             differences = train(case, config, ours).differences(expected)
             counted = sum(sums.filled for sums in ours.take_waits().values())
-        if case.separate:
-            ours._transfers.close()
     result = f"differs: {'; '.join(differences[:3])}" if differences else "equal"
     return (
         result if waits is None else f"{result}, {counted} of {waits.filled} waits filled in {len(waits.phases)} phases"

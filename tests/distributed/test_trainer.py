@@ -96,6 +96,14 @@ def test_a_killed_rank_ends_the_run_and_is_named(tmp_path: pathlib.Path, corpus:
     assert saved["progress"]["iteration"] % 2 == 0
 
 
+def test_all_timers_of_unlike_stages_are_reported(tmp_path: pathlib.Path, train: Train) -> None:
+    """The stages of an interleaved pipeline have different timers; all ranks must report the same list."""
+    layout = "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --timing-log-level 2".split()
+    train(2, [*MODEL, *layout, "--train-iters", "2"])
+    timers_ms = read_metrics(tmp_path / "run.jsonl")[-1]["timers_ms"]
+    assert timers_ms["forward-compute"] > 0 and "forward-send-forward-recv" in timers_ms
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: pathlib.Path, corpus: Corpus) -> None:
     save = ["--save", str(tmp_path / "checkpoints"), "--save-interval", "2", "--train-iters", "2"]
     one = run_ranks(trainer(*corpus.flags, *MODEL, *save), 1)

@@ -33,13 +33,14 @@ DataIterator = Iterator[Any] | None
 class PipelineSchedule:
     """Stands in for what `get_forward_backward_func()` returns; use it in a `with`.
 
-    One object serves training and evaluation of one model. Lists are made once for each number of microbatches.
+    One object serves training and evaluation of one model. Lists are made once for each number of microbatches. All
+    ranks of the job must make one together: it forms process groups, which `destroy_process_group` takes down.
 
     Args:
         device: where the model lives.
         waits: who may use the waits for receives (recompute ahead of need); None: nobody.
         ahead: which waits are offered to it; every one in which something can be recomputed unless given.
-        timeout: of process groups that are made, on GPUs; the default of the back end unless given.
+        timeout: of these process groups; the default of the back end unless given.
 
     Raises:
         UserError: megatron-core has another shape than this was written for.

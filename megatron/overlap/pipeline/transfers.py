@@ -5,10 +5,11 @@ NOTE [ messages between stages ]
    whose Work is dropped.
 2. A send owns what it sends. The caller may replace the `data` of the tensor at once (`deallocate_pipeline_outputs`);
    the memory is given back after the wait. Upstream's overlapped schedule frees it while gloo still reads.
-3. gloo matches messages by ranks and tag, in order; one group carries both directions at once, since a receive never
-   holds back a send. NCCL runs the messages between two ranks of one group one after the other, in the order of the
-   calls: there each direction gets a group of its own. A connection is made when both ends ask for it, and asking
-   blocks; the order of a schedule does not promise that this ends, so all are made before the first step.
+3. Each direction has a process group of its own. NCCL runs the messages between two ranks of one group one after the
+   other, in the order of the calls, so that a receive that is posted early would hold back the send behind it. gloo has
+   one connection and one lock for each peer and group: a send waited up to 1 ms for what came in.
+   NCCL makes a connection when both ends ask for it, and asking blocks; the order of a schedule does not promise that
+   this ends, so all are made before the first step.
 4. gloo does not tell whether a receive is over before somebody waits for it: see `receiver`.
 """
 
@@ -119,19 +120,15 @@ class Transfers:
         self._receivers.close()
 
 
-def open_groups(
-    pipeline: ProcessGroup, device: torch.device, timeout: timedelta | None = None, *, separate: bool | None = None
-) -> DirectionGroups:
-    """The groups that carry this pipeline's messages; collective over all ranks of the job where groups are made.
+def open_groups(pipeline: ProcessGroup, device: torch.device, timeout: timedelta | None = None) -> DirectionGroups:
+    """Make the groups that carry this pipeline's messages; collective over all ranks of the job.
 
     Args:
         pipeline: Megatron-Core's pipeline-parallel group of this rank.
         device: where tensors live.
-        timeout: of new groups; the default of the back end unless given.
-        separate: make a group for each direction; on GPUs unless given.
+        timeout: of the groups; the default of the back end unless given.
     """
-    makes = device.type != "cpu" if separate is None else separate
-    if not makes or pipeline.size() == 1:
+    if pipeline.size() == 1:
         return DirectionGroups(up=pipeline, down=pipeline)
     ranks = distributed.get_process_group_ranks(pipeline)
     everybody: list[list[int]] = [[]] * distributed.get_world_size()

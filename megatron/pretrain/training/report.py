@@ -86,7 +86,10 @@ class Reporter:
     def _timers_ms(self, iterations: int) -> Mapping[str, float]:
         if self._timers is None:
             return {}
-        names = sorted(self._timers._timers)
+        # Stages have timers of their own (sends, receives): the ranks must gather one list, of the same length.
+        known: list[list[str]] = [[] for _ in range(self._config.world.world_size)]
+        torch.distributed.all_gather_object(known, list(self._timers._timers))
+        names = sorted({name for rank_names in known for name in rank_names})
         extremes = self._timers._get_global_min_max_time(names, reset=True, barrier=False, normalizer=iterations / 1e3)
         return {name: largest for name, (_, largest) in extremes.items()}
 
