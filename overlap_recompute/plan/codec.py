@@ -1,0 +1,147 @@
+"""Data classes to JSON and back, strictly: a file that is not exactly what was expected is refused, with the place.
+
+Supported fields: int, float, str, bool, None, tuples, unions with None, and data classes of these. Floats and integers
+must be finite and not negative: every number of a profile or plan is a count, a time or a size.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from overlap_recompute.plan.errors import UserError
+from overlap_recompute.plan.files import write_text_file
+
+Record = TypeVar("Record")
+_MAX_FILE_BYTES = 1 << 28
+
+
+class FileError(UserError):
+    """A profile or plan that cannot be read."""
+
+
+def to_text(record: Any) -> str:
+    """The JSON text of a data class instance."""
+    return json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n"
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write the JSON text of a data class instance; the file appears whole or not at all.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        write_text_file(path, to_text(record))
+    except OSError as error:
+        raise FileError(
+            f"{path}, which cannot be written ({error})", "a folder that exists", "choose another path"
+        ) from error
+
+
+def read_record(path: Path, cls: type[Record], version: int) -> Record:
+    """Read a data class with a field `version` from a JSON file.
+
+    Args:
+        path: the file.
+        cls: the data class.
+        version: the only version that is understood.
+
+    Raises:
+        FileError: the file is missing, no JSON, of another version, or differs from what `cls` describes.
+    """
+    name = cls.__name__.lower()
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise FileError(
+                f"{path} of {path.stat().st_size} bytes", f"a {name} of at most {_MAX_FILE_BYTES}", "check the path"
+            )
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(
+            f"{path}, which cannot be read ({error.strerror})", f"a {name} file", "check the path"
+        ) from error
+    except ValueError as error:
+        raise FileError(
+            f"{path}, which is no JSON ({error})", f"a {name} written by overlap-recompute", f"make the {name} again"
+        ) from error
+    return from_data(data, cls, version, str(path))
+
+
+def from_data(data: Any, cls: type[Record], version: int, source: str) -> Record:
+    """The data class that parsed JSON describes; see `read_record`."""
+    name = cls.__name__.lower()
+    if not isinstance(data, dict) or "version" not in data:
+        raise FileError(f"{source} without a field version", f"a {name} of version {version}", f"make the {name} again")
+    if data["version"] != version:
+        raise FileError(
+            f"{source} of version {data['version']!r}",
+            f"a {name} of version {version}, the only one that this release reads",
+            f"make the {name} again with this release",
+        )
+    record: Record = _read(data, cls, source, name)
+    return record
+
+
+def _read(value: Any, kind: Any, source: str, place: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+        return None if value is None else _read(value, inner[0], source, place)
+    if origin is tuple:
+        return _read_tuple(value, typing.get_args(kind), source, place)
+    if dataclasses.is_dataclass(kind):
+        return _read_fields(value, kind, source, place)
+    if kind is float and type(value) in (int, float):
+        return float(_checked(value, source, place))
+    if kind is int and type(value) is int:
+        return _checked(value, source, place)
+    if kind in (str, bool) and type(value) is kind:
+        return value
+    raise _wrong(source, place, value, kind.__name__)
+
+
+def _checked(value: float, source: str, place: str) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise _wrong(source, place, value, "a finite number that is not negative")
+    return value
+
+
+def _read_tuple(value: Any, kinds: tuple[Any, ...], source: str, place: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _wrong(source, place, value, "a list")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_read(item, kinds[0], source, f"{place}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(kinds):
+        raise _wrong(source, place, value, f"a list of {len(kinds)}")
+    pairs = enumerate(zip(value, kinds, strict=True))
+    return tuple(_read(item, kind, source, f"{place}[{index}]") for index, (item, kind) in pairs)
+
+
+def _read_fields(value: Any, kind: Any, source: str, place: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(source, place, value, "an object")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise _wrong(source, f"{place}.{name}", value[name], "no such field")
+    given = {}
+    for name, field in fields.items():
+        if name in value:
+            given[name] = _read(value[name], hints[name], source, f"{place}.{name}")
+        elif field.default is dataclasses.MISSING:
+            raise FileError(f"{source} without {place}.{name}", "that field", "make the file again")
+    return kind(**given)
+
+
+def _wrong(source: str, place: str, value: Any, expected: str) -> FileError:
+    shown = repr(value)
+    return FileError(
+        f"{source}, whose {place} is {shown if len(shown) <= 60 else shown[:57] + '...'}",
+        expected,
+        "make the file again",
+    )
