@@ -34,6 +34,16 @@ class Command:
 
 COMMANDS: tuple[Entry, ...] = (
     Entry(
+        name="validate",
+        summary="check that profiles and plans can be used, and belong together",
+        module="overlap_recompute.cli.validate",
+    ),
+    Entry(
+        name="diff",
+        summary="say what one plan does otherwise than another",
+        module="overlap_recompute.cli.diff",
+    ),
+    Entry(
         name="schedule",
         summary="print, check and save the pipeline schedule of a layout",
         module="overlap_recompute.cli.schedule",
