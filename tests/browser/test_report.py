@@ -1,0 +1,60 @@
+"""The page in a real browser: at two widths, light and dark; needs Chromium, skipped where there is none."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from overlap_recompute.report import render
+from tests.unit.report.samples import sample_report
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+PROBE = """<script>
+addEventListener("load", () => { document.title = JSON.stringify({
+  overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+  drawn: [...document.querySelectorAll("svg")].every(e => e.getBoundingClientRect().height > 20),
+  page: getComputedStyle(document.body).backgroundColor,
+  requests: performance.getEntriesByType("resource").length }); });
+</script>"""
+
+
+def _look(folder: pathlib.Path, width: int, dark: bool) -> tuple[dict[str, object], bytes]:
+    """What the browser finds on the page at a width, and a screenshot (PNG)."""
+    page = folder / "report.html"
+    page.write_text(render(sample_report()).replace("</body>", PROBE + "</body>"))
+    # Chromium's own windows are never narrower than 500 px, so the page is looked at through a frame.
+    frame = folder / "frame.html"
+    scheme = "dark" if dark else "light"
+    frame.write_text(
+        f'<body style="margin:0;color-scheme:{scheme}"><iframe src="report.html" width="{width}" height="2400" '
+        'style="border:0"></iframe>'
+        "<script>setInterval(() => { document.title = frames[0].document.title }, 50)</script>"
+    )
+    shot = folder / f"{width}-{scheme}.png"
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={folder / 'browser'}", f"--window-size={max(width, 500)},2400", "--virtual-time-budget=3000",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+    ]  # fmt: skip
+    dump = subprocess.run(
+        [*command, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    subprocess.run([*command, f"--screenshot={shot}", frame.as_uri()], capture_output=True, timeout=60, check=True)
+    title = dump.partition("<title>")[2].partition("</title>")[0]
+    found: dict[str, object] = json.loads(title)
+    return found, shot.read_bytes()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_it_fits_and_asks_nobody(width: int, dark: bool, tmp_path: pathlib.Path) -> None:
+    found, shot = _look(tmp_path, width, dark)
+    assert found["width"] == width
+    assert found["overflow"] == 0  # wide pictures scroll in their own box, the page does not
+    assert found["drawn"] is True and found["requests"] == 0
+    assert found["page"] == ("rgb(21, 24, 27)" if dark else "rgb(252, 252, 251)")
+    assert shot.startswith(b"\x89PNG") and len(shot) > 30_000
