@@ -11,10 +11,17 @@ if [ "$(id -u)" = 0 ] && ! { command -v ip && command -v tc; } >/dev/null && com
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; } >/dev/null || true
 fi
 
+# Likewise those that bring up a Slurm of their own.
+if [ "$(id -u)" = 0 ] && ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null &&
+    command -v apt-get >/dev/null; then
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || true
+fi
+
 echo "== ruff" && "$bin/ruff" check . && "$bin/ruff" format --check --quiet .
 echo "== mypy" && "$bin/mypy" -p megatron.pretrain -p megatron.overlap -p overlap_recompute
 MYPYPATH=tools "$bin/mypy" -p linklab_lib
 if [ $# -gt 0 ]; then
     echo "== pytest $*" && exec "$python" -m pytest "$@"
 fi
-echo "== pytest" && exec "$python" -m pytest -q --durations=15 tests/unit tests/distributed tests/gpu
+echo "== pytest" && exec "$python" -m pytest -q --durations=15 tests/unit tests/distributed tests/slurm tests/gpu

@@ -24,6 +24,8 @@ def choose_policy(
     Raises:
         ConfigError: a unit was named that no layer of this rank can drop.
     """
+    if settings.planned is not None:
+        return _planned_policy(settings.planned, units, refused), ()
     notes = []
     for kind in settings.drop.units:
         reasons = {reason for (unit, _), reason in refused.items() if kind_of(unit) == kind}
@@ -37,6 +39,25 @@ def choose_policy(
         if kind_of(unit) in settings.drop.units
     )
     return Policy(rules=rules), tuple(notes)
+
+
+def _planned_policy(
+    planned: Mapping[int, tuple[str, ...]], units: Sequence[UnitKey], refused: Mapping[UnitKey, str]
+) -> Policy:
+    """Drops of each layer what a plan says."""
+    rules = []
+    for layer, kinds in planned.items():
+        for kind in kinds:
+            found = [unit for unit, number in units if number == layer and kind_of(unit) == kind]
+            if not found:
+                reasons = {why for (unit, number), why in refused.items() if number == layer and kind_of(unit) == kind}
+                raise ConfigError(
+                    f"a plan that drops {kind} of layer {layer}: {'; '.join(reasons) or 'it has no such unit'}",
+                    "units that this model can drop",
+                    "measure a profile of this run, and plan from it",
+                )
+            rules += [UnitDecision(unit=unit, layer=layer, decision=Decision.RECOMPUTE) for unit in found]
+    return Policy(rules=tuple(rules))
 
 
 def summary_of(policy: Policy) -> str:

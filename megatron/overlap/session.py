@@ -2,35 +2,35 @@
 
 import logging
 import math
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
-from megatron.overlap.adapters.collectives import Kinds, WindowedCollectives
+from megatron.overlap.adapters.collectives import WindowedCollectives
 from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
 from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
-from megatron.overlap.figures import Figures
+from megatron.overlap.figures import Figures, StepFigures
+from megatron.overlap.groups import kinds_of_groups
 from megatron.overlap.pipeline_windows import PipelineWindows
 from megatron.overlap.policy import choose_policy, summary_of
 from megatron.overlap.replacements import Replacements
 from megatron.overlap.settings import MicrobatchKey, OverlapSettings
 from megatron.overlap.step_trace import StepTrace
+from megatron.overlap.window_lengths import WindowLengths
 from megatron.overlap.window_log import WindowLog
 from megatron.overlap.windows import Windows
 from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import CudaStreams, InlineLane, Journal, Lane, Policy, Runtime, StepReport, StreamLane
 from overlap_recompute.schedules.builders import pipeline_schedule
 
@@ -78,16 +78,21 @@ class OverlapSession:
             verify=settings.verify,
             replay_inner_hooks=_gathers_in_hooks(chunks),
         )
-        self.figures = Figures(settings.device)
+        self.figures = Figures(settings.device, settings.predicted)
         try:
             _check_same_flags(settings)
             if settings.trace_folder is not None and journal is not None:
                 self._trace = StepTrace(settings, settings.trace_folder, journal)
             log = WindowLog(self._trace.window if self._trace is not None else None)
             units_per_window = self._attach(chunks)
-            closing: Closing = DeviceClosing(units_per_window) if on_device else HostClosing()
-            self.windows = Windows(self.runtime, closing, log, fills=not settings.serialize)
-            collectives = WindowedCollectives(self.windows, _kinds_of_groups())
+            closing: Closing = (
+                DeviceClosing(settings.units_per_window or units_per_window) if on_device else HostClosing()
+            )
+            lengths = None if on_device else WindowLengths()
+            self.windows = Windows(self.runtime, closing, log, fills=settings.fills, lengths=lengths)
+            self.pipeline_waits = PipelineWindows(self.windows)
+            """What the schedules of `megatron.overlap.pipeline` hand their waits to (kind `pp_wait`)."""
+            collectives = WindowedCollectives(self.windows, kinds_of_groups())
             hook_mappings(self._replacements, collectives)
             hook_layers(self._replacements, collectives)
         except BaseException:
@@ -106,7 +111,8 @@ class OverlapSession:
         for note in notes:
             logger.info("note: %s", note)
         logger.info("overlapped recompute on stage %d: %s", self.settings.stage, summary_of(policy))
-        return math.ceil(len(policy.rules) / max(1, len(layers)) / WINDOWS_PER_LAYER)
+        spread = math.ceil(len(policy.rules) / max(1, len(layers)) / WINDOWS_PER_LAYER)
+        return self.settings.units_per_window or spread
 
     def forward_step(self, run: ForwardStep) -> ForwardStep:
         """The forward step that schedules call, with what it saves for backward under the policy."""
@@ -143,7 +149,8 @@ class OverlapSession:
         self._counts = [0] * len(self._counts)
         if len(self._counts) > 1:
             self.expect(self._interleaved_order())
-        self.windows.active = True
+        self.windows.begin_step()
+        begin_ns = time.perf_counter_ns()
         try:
             yield
             report = self.runtime.step_end()
@@ -152,16 +159,24 @@ class OverlapSession:
             raise
         finally:
             self.windows.active = False
-        self.figures.add(report, self.windows.log.take())
+        step = StepFigures(
+            report=report,
+            windows=self.windows.log.take(),
+            before_backward=self.pipeline_waits.take_before_backward(),
+            length_ns=time.perf_counter_ns() - begin_ns,
+        )
+        self.figures.add(step)
         if self.settings.prefetch_cap_bytes is None:
             self._allow_layers_ahead(report)
         if self._trace is not None:
             self._trace.end_step()
 
-    @property
-    def pipeline_waits(self) -> PipelineWindows:
-        """What the schedules of `megatron.overlap.pipeline` hand their waits to (kind `pp_wait`)."""
-        return PipelineWindows(self.windows)
+    def iteration(self) -> AbstractContextManager[None]:
+        """Around one iteration, update included: nothing to do."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Between iterations: nothing to do."""
 
     def expect(self, order: Iterable[MicrobatchKey]) -> None:
         """Announce the order of this step's backward passes; without interleaving it is that of the forward passes."""
@@ -202,22 +217,6 @@ class OverlapSession:
 def _gathers_in_hooks(chunks: Sequence[DistributedDataParallel]) -> bool:
     """Whether every module has the hooks of --overlap-param-gather; a replay finds all parameters gathered."""
     return any(chunk.use_forward_hook for chunk in chunks)
-
-
-def _kinds_of_groups() -> dict[ProcessGroup, Kinds]:
-    """The groups whose collectives open windows, and what these are called in forward and backward.
-
-    Groups of a single rank communicate nothing and are left out; where two groups hold the same ranks they are
-    different objects all the same.
-    """
-    groups: list[tuple[ProcessGroup | None, Kinds]] = [
-        (parallel_state.get_tensor_model_parallel_group(), (WindowKind.TP_FORWARD, WindowKind.TP_BACKWARD)),
-        (parallel_state.get_context_parallel_group(), (WindowKind.CP, WindowKind.CP)),
-        (parallel_state.get_expert_model_parallel_group(), (WindowKind.EP, WindowKind.EP)),
-        (parallel_state.get_expert_tensor_and_model_parallel_group(), (WindowKind.EP, WindowKind.EP)),
-        (parallel_state.get_expert_tensor_parallel_group(), (WindowKind.EP, WindowKind.EP)),
-    ]
-    return {group: kinds for group, kinds in groups if group is not None and group.size() > 1}
 
 
 def _check_same_flags(settings: OverlapSettings) -> None:

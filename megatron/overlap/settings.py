@@ -1,12 +1,14 @@
 """What a session needs to know about its run, as plain values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from overlap_recompute.plan.policy_text import Drop
+from overlap_recompute.plan.windows import WindowKind
 
 
 class MicrobatchKey(NamedTuple):
@@ -34,8 +36,8 @@ class OverlapSettings:
     """Of one training step."""
     drop: Drop
     """What this stage drops."""
-    serialize: bool
-    """Recompute on demand only."""
+    fills: frozenset[WindowKind]
+    """The windows that are filled with recompute; none to recompute on demand only."""
     prefetch_cap_bytes: int | None
     """Most bytes brought back before backward uses them; None: what two layers drop."""
     verify: bool
@@ -46,3 +48,9 @@ class OverlapSettings:
     """The flags as one text; must be the same on all ranks."""
     device: torch.device
     """Where the model lives."""
+    planned: Mapping[int, tuple[str, ...]] | None = None
+    """What a plan drops of each layer of this stage; None: `drop` says it."""
+    units_per_window: int | None = None
+    """Where the host runs ahead of its device: units that a window takes; None: a layer's units over its windows."""
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    """Figures that a plan expects, by name, to be logged beside those measured."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megatron.overlap.closing import Closing, Watch
+from megatron.overlap.window_lengths import Place, WindowLengths
 from megatron.overlap.window_log import Window, WindowLog
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import Fill, RecomputeQueue, Runtime
@@ -26,15 +27,24 @@ class Windows:
         runtime: whose queue is filled from.
         closing: tells when a communication is over.
         log: where windows are recorded.
-        fills: False to measure windows without recomputing in them.
+        fills: kinds of windows in which to recompute; the others are measured.
+        lengths: remembers how long windows stay open; None where the host cannot see it.
     """
 
-    __slots__ = ("active", "log", "_runtime", "_queue", "_closing", "_fills")
+    __slots__ = ("active", "log", "_runtime", "_queue", "_closing", "_fills", "_lengths")
 
-    def __init__(self, runtime: Runtime, closing: Closing, log: WindowLog, *, fills: bool) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        closing: Closing,
+        log: WindowLog,
+        *,
+        fills: Collection[WindowKind],
+        lengths: WindowLengths | None = None,
+    ) -> None:
         self.active = False
         self.log = log
-        self._runtime, self._closing, self._fills = runtime, closing, fills
+        self._runtime, self._closing, self._fills, self._lengths = runtime, closing, fills, lengths
         self._queue: RecomputeQueue = runtime.queue
 
     @property
@@ -42,8 +52,14 @@ class Windows:
         """Whether a unit is being recomputed, which must not communicate."""
         return self._runtime.replaying
 
-    def finish(self, kind: WindowKind, work: Any, *, pollable: bool, only: Collection[UnitKey] | None = None) -> None:
-        """Recompute while `work` is in flight, then wait for it.
+    def begin_step(self) -> None:
+        """Open windows from now on, until `active` is taken back."""
+        self.active = True
+        if self._lengths is not None:
+            self._lengths.begin_step()
+
+    def finish(self, kind: WindowKind, work: Any, *, pollable: bool, only: Collection[UnitKey] | None = None) -> Window:
+        """Recompute while `work` is in flight, then wait for it; returns what came of it.
 
         Args:
             kind: what the window is called in figures and traces.
@@ -54,29 +70,47 @@ class Windows:
         Raises:
             ReplayError: a replay failed; the communication is still in flight.
         """
-        if not self._fills or self._queue.upcoming(only) is None:
-            self.measure(kind, work)
-            return
+        if kind not in self._fills:
+            return self.measure(kind, work)
+        place = self._lengths.next_place(kind) if self._lengths is not None else None
+        if self._queue.upcoming(only) is None:
+            window = self.measure(kind, work)
+        else:
+            window = self._fill(kind, work, pollable, only, place)
+        if self._lengths is not None and place is not None:
+            # A unit that ran over the end hides when it was; half of it is the best guess.
+            self._lengths.learn(place, window.end_ns - window.begin_ns - window.overrun_ns // 2)
+        return window
+
+    def _fill(
+        self, kind: WindowKind, work: Any, pollable: bool, only: Collection[UnitKey] | None, place: Place | None
+    ) -> Window:
+        expected_ns = self._lengths.expected_ns(place) if self._lengths is not None and place is not None else None
         begin_ns = time.perf_counter_ns()
+        left_ns = None if expected_ns is None else lambda: begin_ns + expected_ns - time.perf_counter_ns()
         watch = self._closing.watch(work, pollable)
         fill = _TimedFill(watch)
-        done = self._queue.fill(fill.is_over, only=only)
+        done = self._queue.fill(fill.is_over, only=only, left_ns=left_ns)
         filled_ns = time.perf_counter_ns() - begin_ns if done.units else 0
         watch.wait()
         overrun_ns = fill.overrun_ns if done.units else 0
-        self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), filled_ns, overrun_ns, done.units))
+        window = Window(kind, begin_ns, time.perf_counter_ns(), filled_ns, overrun_ns, done.units)
+        self.log.add(window)
+        return window
 
-    def measure(self, kind: WindowKind, work: Any) -> None:
+    def measure(self, kind: WindowKind, work: Any) -> Window:
         """Wait for `work` and record how long that took."""
         begin_ns = time.perf_counter_ns()
         work.wait()
-        self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), 0, 0, 0))
+        window = Window(kind, begin_ns, time.perf_counter_ns(), 0, 0, 0)
+        self.log.add(window)
+        return window
 
     @contextmanager
     def window(self, kind: WindowKind) -> "Iterator[OpenWindow]":
         """A window that its user opens and closes: fill it with `fill(until)`, and wait before the block ends."""
         begin_ns = time.perf_counter_ns()
-        opened = OpenWindow(self._queue if self._fills else None)
+        opened = OpenWindow(self._queue if kind in self._fills else None)
         yield opened
         self.log.add(Window(kind, begin_ns, time.perf_counter_ns(), opened.filled_ns, opened.overrun_ns, opened.units))
 

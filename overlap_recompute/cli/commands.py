@@ -34,6 +34,21 @@ class Command:
 
 COMMANDS: tuple[Entry, ...] = (
     Entry(
+        name="profile",
+        summary="measure what units and waits of a training run are like, with a short run",
+        module="overlap_recompute.cli.profile",
+    ),
+    Entry(
+        name="plan",
+        summary="decide what each stage keeps, recomputes and where, for a memory budget",
+        module="overlap_recompute.cli.plan",
+    ),
+    Entry(
+        name="explain",
+        summary="say why a plan is as it is, what binds, and what more memory would buy",
+        module="overlap_recompute.cli.explain",
+    ),
+    Entry(
         name="validate",
         summary="check that profiles and plans can be used, and belong together",
         module="overlap_recompute.cli.validate",
@@ -44,9 +59,34 @@ COMMANDS: tuple[Entry, ...] = (
         module="overlap_recompute.cli.diff",
     ),
     Entry(
+        name="simulate",
+        summary="predict an iteration of a plan: time, hidden and exposed recompute, bubble, memory",
+        module="overlap_recompute.cli.simulate",
+    ),
+    Entry(
+        name="compare",
+        summary="plan and simulate every way to recompute at one memory budget",
+        module="overlap_recompute.cli.compare",
+    ),
+    Entry(
+        name="sweep",
+        summary="simulate many models, clusters, layouts and micro-batches, or what a gain depends on",
+        module="overlap_recompute.cli.sweep",
+    ),
+    Entry(
+        name="report",
+        summary="write one self-contained HTML page about simulated arms",
+        module="overlap_recompute.cli.report",
+    ),
+    Entry(
         name="schedule",
         summary="print, check and save the pipeline schedule of a layout",
         module="overlap_recompute.cli.schedule",
+    ),
+    Entry(
+        name="watch",
+        summary="watch a run: progress, recompute hidden and exposed, alarms, a page for Prometheus",
+        module="overlap_recompute.cli.watch",
     ),
     Entry(
         name="doctor",

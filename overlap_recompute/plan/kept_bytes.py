@@ -14,15 +14,19 @@ left is the layer's input and the sum behind attention: 2 s b h e (over t with s
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.storages import StorageRow, brought_back_bytes_of, kept_bytes_of
 
 FP32_BYTES = 4
 FLASH, MATH, UNFUSED = "flash", "math", "unfused"
 CORES = (FLASH, MATH, UNFUSED)
 """Core attention: scaled_dot_product_attention by its flash kernel; the same by matrix products, which torch takes on a
 CPU under attention dropout; Megatron-Core's own."""
+CPU, CUDA = "cpu", "cuda"
+BACKENDS = (CPU, CUDA)
+"""Whose kernels run. Tests compare the rows for CPU with what the runtime counts; those for CUDA follow from the
+documentation of fused kernels: norms save statistics in fp32, dropout saves a mask of one byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,8 @@ class LayerShape:
     """Ranks that share the layer."""
     sequence_parallel: bool = False
     """Whether they share the sequence outside of attention and feed-forward block."""
+    backend: str = CPU
+    """One of `BACKENDS`."""
 
     @property
     def tokens(self) -> int:
@@ -77,67 +83,71 @@ class LayerShape:
         return self.tokens // self.tensor_parallel if self.sequence_parallel else self.tokens
 
 
-class _Storage(NamedTuple):
-    """A row of the table."""
-
-    name: str
-    nbytes: int
-    maker: str | None
-    """The unit that makes it; None: nothing that can be dropped."""
-    only_for_replay_of: str | None = None
-    """Held only by this unit, and only when it is dropped and takes it as an argument; None: held in any case."""
-
-
 def kept_bytes(shape: LayerShape, dropped: Set[str]) -> int:
     """Bytes that one layer keeps for one microbatch.
 
     Args:
-        shape: the layer. Figures are those of torch 2.13 on a CPU, where RMSNorm is composed of simpler operations and
+        shape: the layer. Figures for a CPU are those of torch 2.13, where RMSNorm is composed of simpler operations and
             dropout keeps its mask in the format of the activation.
         dropped: names of `LAYER_UNITS`; with sequence parallelism linear_qkv and linear_fc1 cannot be among them.
 
     Raises:
         ConfigError: a kind of attention for which the table has no rows.
     """
-    return sum(
-        row.nbytes
-        for row in _storages(shape)
-        if row.maker not in dropped and (row.only_for_replay_of is None or row.only_for_replay_of in dropped)
-    )
+    return kept_bytes_of(storage_rows(shape), dropped)
 
 
 def dropped_bytes(shape: LayerShape, dropped: Set[str]) -> int:
     """Bytes of the same layer that replays bring back, all units together; arguments as `kept_bytes`."""
-    return sum(
-        row.nbytes
-        for row in _storages(shape)
-        if row.maker in dropped and (row.only_for_replay_of is None or row.only_for_replay_of in dropped)
-    )
+    return brought_back_bytes_of(storage_rows(shape), dropped)
 
 
-def _storages(shape: LayerShape) -> Iterator[_Storage]:
+def storage_rows(shape: LayerShape) -> tuple[StorageRow, ...]:
+    """The table of a dense layer.
+
+    Raises:
+        ConfigError: a kind of attention, or a back end, for which there are no rows.
+    """
+    return (*_widths(shape), *_attention(shape), *_feed_forward(shape))
+
+
+def attention_rows(shape: LayerShape) -> tuple[StorageRow, ...]:
+    """The rows of a layer whose feed-forward block is another one, such as experts; both norms are in."""
+    return (*_widths(shape), *_attention(shape))
+
+
+def _row(name: str, nbytes: int, maker: str | None, only_for_replay_of: str | None = None) -> StorageRow:
+    """A storage that autograd holds, or only one dropped unit's replay."""
+    readers = () if only_for_replay_of is None else (only_for_replay_of,)
+    return StorageRow(name=name, nbytes=nbytes, maker=maker, held=not readers, replay_readers=readers)
+
+
+def _widths(shape: LayerShape) -> Iterator[StorageRow]:
+    if shape.backend not in BACKENDS:
+        raise ConfigError(f"the back end {shape.backend}", f"one of {', '.join(BACKENDS)}", "correct the name")
     width_bytes = shape.local_tokens * shape.hidden * shape.element_bytes
     if shape.hidden_dropout:
-        yield _Storage("two dropout masks", 2 * width_bytes, None)
-    # In half precision RMSNorm converts its input first, and backward reads the converted one.
-    converts = shape.rms_norm and shape.element_bytes != FP32_BYTES
+        mask_bytes = width_bytes if shape.backend == CPU else shape.local_tokens * shape.hidden
+        yield _row("two dropout masks", 2 * mask_bytes, None)
+    # In half precision RMSNorm on a CPU converts its input first, and backward reads the converted one.
+    converts = shape.rms_norm and shape.element_bytes != FP32_BYTES and shape.backend == CPU
     for norm, source in (("input_layernorm", "input of the layer"), ("pre_mlp_layernorm", "sum behind attention")):
-        yield _Storage(source, width_bytes, None, norm if converts else None)
-        yield _Storage(f"output of {norm}", width_bytes, norm)
-        yield _Storage(f"inside {norm}", _norm_bytes(shape), norm)
-    yield from _attention(shape)
-    yield from _feed_forward(shape)
+        yield _row(source, width_bytes, None, norm if converts else None)
+        yield _row(f"output of {norm}", width_bytes, norm)
+        yield _row(f"inside {norm}", _norm_bytes(shape), norm)
 
 
 def _norm_bytes(shape: LayerShape) -> int:
     """Mean and deviation of each token; RMSNorm: the deviation, the scaled input, and the input if it was converted."""
     tokens, values = shape.local_tokens, shape.local_tokens * shape.hidden * FP32_BYTES
+    if shape.backend == CUDA:
+        return tokens * FP32_BYTES * (1 if shape.rms_norm else 2)
     if not shape.rms_norm:
         return 2 * tokens * shape.element_bytes
     return tokens * FP32_BYTES + values * (1 if shape.element_bytes == FP32_BYTES else 2)
 
 
-def _attention(shape: LayerShape) -> Iterator[_Storage]:
+def _attention(shape: LayerShape) -> Iterator[StorageRow]:
     if shape.core not in CORES or (shape.core != FLASH and shape.groups != shape.heads):
         raise ConfigError(
             f"{shape.core} attention with {shape.groups} groups of {shape.heads} heads",
@@ -146,35 +156,39 @@ def _attention(shape: LayerShape) -> Iterator[_Storage]:
         )
     head_bytes = shape.tokens * shape.channels * shape.element_bytes
     heads, groups = shape.heads // shape.tensor_parallel, shape.groups // shape.tensor_parallel
-    yield _Storage("query, key and value", (heads + 2 * groups) * head_bytes, "linear_qkv")
+    yield _row("query, key and value", (heads + 2 * groups) * head_bytes, "linear_qkv")
     # Products of scaled copies of query and key need no more than the copies.
     reader = "core_attention" if shape.core == MATH else None
     if 1 < groups < heads:
         # A view cannot regroup the heads of several groups; and rotation itself needs only its angles.
-        yield _Storage("copy of the query", heads * head_bytes, "linear_qkv", "rotary" if shape.rotary else reader)
+        yield _row("copy of the query", heads * head_bytes, "linear_qkv", "rotary" if shape.rotary else reader)
     if shape.rotary:
-        yield _Storage("rotated query and key", (heads + groups) * head_bytes, "rotary", reader)
+        yield _row("rotated query and key", (heads + groups) * head_bytes, "rotary", reader)
         angles = 2 * 2 * shape.sequence * shape.channels * shape.element_bytes
-        yield _Storage("sines and cosines, for query and key", angles, "rotary")
-    yield _Storage("output of core_attention", heads * head_bytes, "core_attention")
-    yield _Storage("inside core_attention", _core_bytes(shape, heads, head_bytes), "core_attention")
+        yield _row("sines and cosines, for query and key", angles, "rotary")
+    yield _row("output of core_attention", heads * head_bytes, "core_attention")
+    yield _row("inside core_attention", _core_bytes(shape, heads, head_bytes), "core_attention")
 
 
 def _core_bytes(shape: LayerShape, heads: int, head_bytes: int) -> int:
     scores = shape.micro_batch * heads * shape.sequence**2
     if shape.core == FLASH:
         return shape.micro_batch * heads * shape.sequence * FP32_BYTES  # logarithms of the sums
-    kept = scores * shape.element_bytes * (3 if shape.attention_dropout else 1)  # weights, mask, product of both
-    return kept + (2 * heads * head_bytes if shape.core == MATH else shape.sequence**2)  # scaled copies; causal mask
+    mask_bytes = shape.element_bytes if shape.backend == CPU else 1
+    dropout_bytes = shape.element_bytes + mask_bytes if shape.attention_dropout else 0  # product with the mask; mask
+    kept = scores * (shape.element_bytes + dropout_bytes)
+    if shape.core == MATH:
+        return kept + 2 * heads * head_bytes  # scaled copies
+    return kept + (shape.sequence**2 if shape.backend == CPU else 0)  # causal mask, which a fused softmax does without
 
 
-def _feed_forward(shape: LayerShape) -> Iterator[_Storage]:
+def _feed_forward(shape: LayerShape) -> Iterator[StorageRow]:
     inner_bytes = shape.tokens * shape.ffn_hidden // shape.tensor_parallel * shape.element_bytes
     wide_bytes = inner_bytes * (2 if shape.gated else 1)
     # Without fusion, backward of the activation reads the sum with the bias, not what linear_fc1 put out.
     adds_bias = shape.biased and not shape.fused_activation
-    yield _Storage("output of linear_fc1", wide_bytes, "linear_fc1", "activation" if adds_bias else None)
-    yield _Storage("output of activation", inner_bytes, "activation")
+    yield _row("output of linear_fc1", wide_bytes, "linear_fc1", "activation" if adds_bias else None)
+    yield _row("output of activation", inner_bytes, "activation")
     if not shape.fused_activation:
         inside = (wide_bytes if shape.biased else 0) + (2 * inner_bytes if shape.gated else 0)
-        yield _Storage("inside activation", inside, "activation")
+        yield _row("inside activation", inside, "activation")

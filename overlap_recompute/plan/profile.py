@@ -201,6 +201,8 @@ class Profile:
     """Of forward and backward of the whole model, no recompute; for TFLOP/s."""
     peak_tflops: float = 0.0
     """Of one device in this precision; 0: unknown, and no MFU is given."""
+    tied_parameters: int = 0
+    """Elements on one rank of the matrix that embedding and head share (both count it); 0 without tied embeddings."""
 
     def kind_of(self, layer: int) -> LayerKind:
         """The kind of a layer of the model."""

@@ -42,6 +42,8 @@ def best_counts(
     *,
     may_be_empty: Callable[[int], bool],
     keep: int = 1,
+    limit_us: Callable[[int], float] = lambda stage: float("inf"),
+    least_time: Callable[[int, int, int], float] = lambda stage, first, count: 0.0,
 ) -> list[Found]:
     """The splits with the least J, best first; at most `keep`, one for each bound on T that was looked at.
 
@@ -49,11 +51,18 @@ def best_counts(
         layers, stages, microbatches: L, p, m.
         stage_time: t; called once for each (stage, first, number) that can occur.
         may_be_empty: whether a stage may hold no layer (it then has the embedding or the head alone).
+        keep: how many splits are returned at most.
+        limit_us: of a stage; what takes longer is part of no split that is of interest.
+        least_time: a bound from below on t, cheaper than t: where it is above the limit, t is not asked for.
 
     Returns:
         An empty list where no split fits.
     """
-    table = _Table(layers, stages, stage_time, may_be_empty)
+
+    def time_us(stage: int, first: int, count: int) -> float | None:
+        return None if least_time(stage, first, count) > limit_us(stage) else stage_time(stage, first, count)
+
+    table = _Table(layers, stages, time_us, may_be_empty)
     bounds = table.bounds()
     found: dict[tuple[int, ...], Found] = {}
     best = float("inf")

@@ -81,7 +81,7 @@ class UnitCall:
 
     __slots__ = (
         "state", "unit", "microbatch", "tally", "number", "forward", "args", "kwargs", "nested", "saved_count",
-        "entries", "output_count", "references", "phase", "hidden", "untouched", "ambient", "rng", "fence",
+        "entries", "output_count", "references", "phase", "hidden", "postponed", "untouched", "ambient", "rng", "fence",
         "__weakref__",
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ class UnitCall:
         self.references: dict[int, Tensor] | None = None
         """Copies of the outputs, to verify the replay."""
         self.phase = FORWARD
-        self.hidden = False
+        self.hidden = self.postponed = False
         self.untouched = True
         self.ambient: Any = None
         self.rng: Any = None

@@ -20,6 +20,7 @@ class Stop(enum.Enum):
     CLOSED = "the window closed"
     EMPTY = "nothing is left to recompute"
     CAP = "the next unit does not fit under the cap of prefetched bytes"
+    SHORT = "the next unit would run on for long after the window has closed"
     REFUSED = "not a place to recompute: a replay, an evaluation or a region without gradients"
 
 
@@ -95,7 +96,11 @@ class RecomputeQueue:
         return None
 
     def fill(
-        self, until: Callable[[], bool], budget_bytes: int | None = None, only: Collection[UnitKey] | None = None
+        self,
+        until: Callable[[], bool],
+        budget_bytes: int | None = None,
+        only: Collection[UnitKey] | None = None,
+        left_ns: Callable[[], float] | None = None,
     ) -> Fill:
         """Materialize one unit after the other while a communication is in flight.
 
@@ -103,6 +108,8 @@ class RecomputeQueue:
             until: whether the window has closed; asked before each unit.
             budget_bytes: the most bytes that this fill may bring back; None for no limit but `cap_bytes`.
             only: see `upcoming`.
+            left_ns: how long the window is expected to stay open. A unit that would run on after it is left for the
+                next window where that costs less; see `_is_better_later`.
 
         Raises:
             ReplayError: a replay failed; whatever `until` raises.
@@ -119,11 +126,20 @@ class RecomputeQueue:
             if not self._fits(more_bytes, nbytes, budget_bytes):
                 stop = Stop.CAP
                 break
+            if left_ns is not None and self._is_better_later(call, left_ns()):
+                call.postponed, stop = True, Stop.SHORT
+                break
             if units == 0:
                 self._replayer.lane.open()
             self._replayer.run(call, hidden=True)
             units, nbytes = units + 1, nbytes + more_bytes
         return Fill(units, nbytes, stop)
+
+    def _is_better_later(self, call: UnitCall, left_ns: float) -> bool:
+        """Whether what would run after the window costs more than the risk that backward waits for the whole unit."""
+        unit = call.unit
+        is_next = self._state.ledger.prefetched_bytes == 0
+        return not is_next and unit.replay_ns - left_ns > unit.late_share * unit.replay_ns
 
     def _fits(self, more_bytes: int, filled_bytes: int, budget_bytes: int | None) -> bool:
         prefetched_bytes = self._state.ledger.prefetched_bytes

@@ -88,7 +88,10 @@ class Replayer:
                 self._fail(call, error)
             finally:
                 call.forget_arguments()
-            self._state.replays.add(hidden, time.perf_counter_ns() - begin_ns)
+            call.unit.replay_ns = time.perf_counter_ns() - begin_ns
+            if call.postponed:
+                call.unit.note_postponed(was_late=not hidden)
+            self._state.replays.add(hidden, call.unit.replay_ns)
             if journal is not None:
                 journal.add(Kind.REPLAY_END, call.place, hidden)
 

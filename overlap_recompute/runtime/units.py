@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from overlap_recompute.runtime.record import Recorder
 
 
+FIRST_LATE_SHARE = 0.25
+LATE_SHARE_WEIGHT = 0.25
+"""Of the latest call."""
+
+
 class Unit:
     """What is known about a unit once and for all; a module's, or a function's (then `module` is None)."""
 
@@ -28,12 +33,19 @@ class Unit:
         "_buffers",
         "_running",
         "inner_hooks",
+        "replay_ns",
+        "late_share",
     )
 
     def __init__(self, name: str, layer: int, dropped: bool, module: nn.Module | None) -> None:
         self.name, self.layer, self.dropped = name, layer, dropped
         self.modules: tuple[nn.Module, ...] = tuple(module.modules()) if module is not None else ()
         self.parameters: tuple[nn.Parameter, ...] = tuple(module.parameters()) if module is not None else ()
+        self.replay_ns = 0
+        """How long its last replay took on the host; 0 before the first."""
+        self.late_share = FIRST_LATE_SHARE
+        """Share of its calls that backward had to wait for after a window had left them for later; the latest count
+        most."""
         self.surroundings: Surroundings | None = None
         """What was in force at the last call: the next one shares the object when nothing has changed."""
         self._buffers = tuple(
@@ -43,6 +55,10 @@ class Unit:
         """Whether there is anything for `buffer_marks` to look at."""
         self._running = tuple(m for m in self.modules if isinstance(m, _NormBase) and m.track_running_stats)
         self.inner_hooks = tuple(hooks for m in self.modules[1:] for hooks in (m._forward_pre_hooks, m._forward_hooks))
+
+    def note_postponed(self, was_late: bool) -> None:
+        """A call that a window had left for later has come back: `was_late`, because backward waited for it."""
+        self.late_share += (was_late - self.late_share) * LATE_SHARE_WEIGHT
 
     def buffer_marks(self) -> tuple[tuple[int, int], ...]:
         """Identity and in-place version of each buffer: they differ after a forward pass that changed one."""

@@ -31,7 +31,7 @@ class WindowedWork:
 
     __slots__ = ("_work", "_finish")
 
-    def __init__(self, work: Any, finish: Callable[[Any], None]) -> None:
+    def __init__(self, work: Any, finish: Callable[[Any], object]) -> None:
         self._work, self._finish = work, finish
 
     def wait(self) -> bool:

@@ -183,7 +183,7 @@ class Interpreter:
     def _wait(self, instruction: Instruction, timer: str) -> Tensor:
         receive = self.receives[instruction.action]
         self.timers.start(timer)
-        self.log.finish(receive, instruction.phase, tuple(self.ahead), self.waits)
+        self.log.finish(receive, instruction.action, instruction.phase, tuple(self.ahead), self.waits)
         self.timers.stop(timer)
         self.ahead.clear()
         del self.receives[instruction.action]

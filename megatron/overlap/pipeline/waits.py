@@ -24,13 +24,14 @@ class Pending(Protocol):
 class PipelineWaits(Protocol):
     """Who recomputes while this rank has nothing else to do (the `pp_wait` windows)."""
 
-    def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
+    def finish(self, pending: Pending, *, wait: Action, phase: Phase, ahead: Sequence[Action]) -> None:
         """Use the time until `pending.is_completed()`, then call `pending.wait()`.
 
         Called at every wait for a tensor of a peer in training steps.
 
         Args:
             pending: the receive that ends the window.
+            wait: the action that waits: WAIT_RECV_F or WAIT_RECV_B.
             phase: part of the step.
             ahead: R actions: the passes to recompute for, the next one first. Empty: the schedule wants this wait left
                 alone, and `pending.is_completed()` need not tell the truth.
@@ -59,13 +60,15 @@ class WaitLog:
     def __init__(self) -> None:
         self._sums = _no_waits()
 
-    def finish(self, pending: Pending, phase: Phase, ahead: Sequence[Action], waits: PipelineWaits | None) -> None:
+    def finish(
+        self, pending: Pending, wait: Action, phase: Phase, ahead: Sequence[Action], waits: PipelineWaits | None
+    ) -> None:
         """Wait, let `waits` use the time if there is one, and count."""
         begin_ns = time.perf_counter_ns()
         if waits is None:
             pending.wait()
         else:
-            waits.finish(pending, phase=phase, ahead=ahead)
+            waits.finish(pending, wait=wait, phase=phase, ahead=ahead)
         sums = self._sums[phase]
         sums.waits += 1
         sums.filled += bool(ahead)

@@ -10,6 +10,7 @@ from typing import Any
 from megatron.pretrain.config.always_on import ALIASES, ALWAYS_ON
 from megatron.pretrain.config.flags import Flag, all_flags, values_of
 from megatron.pretrain.config.help_text import help_text
+from megatron.pretrain.config.model_presets import PRESET_FLAG, preset_note, preset_values
 from megatron.pretrain.config.pretrain_config import GROUPS, PretrainConfig
 from megatron.pretrain.config.refused_flags import find_refusal, find_refused_value
 from megatron.pretrain.config.resolve import resolve
@@ -24,8 +25,9 @@ def parse_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Pretr
     """The configuration that the words of the command line and the launcher's environment describe.
 
     Values that follow from others are filled in and explained in `PretrainConfig.notes`; contradictions are left to
-    `validate`. Flags are never abbreviated; of a flag that is given twice the last one counts. --help prints the
-    help and ends the program with status 0.
+    `validate`. Flags are never abbreviated; of a flag that is given twice the last one counts. --model-preset becomes
+    the flags that it stands for, of which those given by the user count. --help prints the help and ends the program
+    with status 0.
 
     Args:
         argv: the words after the program's name.
@@ -51,6 +53,7 @@ def parse_command_line(argv: Sequence[str], environ: Mapping[str, str]) -> Pretr
             if full_name in given and given[full_name] != value:
                 notes.append(f"{full_name} is given more than once; the last one counts")
             given[full_name] = value
+    notes += _fill_from_preset(given, flags)
     _check_required(given, flags)
     groups: dict[str, Any] = {
         name: options(**{flag.field_name: given[flag.name] for flag in all_flags(options) if flag.name in given})
@@ -136,7 +139,24 @@ def _value(flag: Flag, words: list[str]) -> Any:
     return values_of(flag, words)
 
 
+def _fill_from_preset(given: dict[str, Any], flags: Mapping[str, Flag]) -> list[str]:
+    """Replace --model-preset by the flags that it stands for, those that are given left alone; returns notes."""
+    name = given.pop(PRESET_FLAG, None)
+    if name is None:
+        return []
+    spelled = {flag.field_name: flag.name for flag in flags.values()}
+    values = {spelled[field]: value for field, value in preset_values(name).items()}
+    note = preset_note(name, values, given.keys())
+    for flag, value in values.items():
+        given.setdefault(flag, value)
+    return [note]
+
+
 def _check_required(given: Mapping[str, Any], flags: Mapping[str, Flag]) -> None:
     missing = [name for name, flag in flags.items() if flag.is_required and name not in given]
     if missing:
-        raise ConfigError(f"no {', no '.join(missing)}", "a value for each of them", f"add them; {SEE}")
+        raise ConfigError(
+            f"no {', no '.join(missing)}",
+            "a value for each of them",
+            f"add them, or {PRESET_FLAG} for the shape of a well-known model; {SEE}",
+        )

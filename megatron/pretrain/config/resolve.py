@@ -8,10 +8,14 @@ import importlib.util
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from megatron.pretrain.config.pretrain_config import PretrainConfig
+from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.split import layout_text
+from overlap_recompute.plan.validation import read_plan
 
 Resolver = Callable[[PretrainConfig], tuple[PretrainConfig, str | None]]
 
@@ -71,6 +75,37 @@ def _sequence_parallel(config: PretrainConfig) -> tuple[PretrainConfig, str | No
         return config, None
     note = "--sequence-parallel is off: it needs --tensor-model-parallel-size of at least 2"
     return _set(config, "parallel", sequence_parallel=False), note
+
+
+def _schedule_impl(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
+    if config.parallel.schedule_impl is not None:
+        return config, None
+    ours = config.overlap.overlap_recompute and config.parallel.pipeline_model_parallel_size > 1
+    note = "--schedule-impl is overlap: its waits for other stages can be filled with recompute; stock opens none"
+    return _set(config, "parallel", schedule_impl="overlap" if ours else "stock"), note if ours else None
+
+
+def _plan_layout(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
+    """Layers go to the stages that the plan was made for, unless flags say where they go."""
+    file, parallel = config.overlap.overlap_recompute_plan, config.parallel
+    stages = parallel.pipeline_model_parallel_size
+    said = (
+        parallel.pipeline_model_parallel_layout, parallel.num_layers_per_virtual_pipeline_stage,
+        parallel.num_virtual_stages_per_pipeline_rank, parallel.decoder_first_pipeline_num_layers,
+        parallel.decoder_last_pipeline_num_layers,
+    )  # fmt: skip
+    if file is None or stages == 1 or any(flag is not None for flag in said):
+        return config, None
+    try:
+        split = read_plan(Path(file)).layout.split
+    except FileError:
+        return config, None  # left for `validate` to refuse
+    even = ((config.model.num_layers // stages,),) * stages
+    if len(split) != stages or (split == even and config.model.num_layers % stages == 0):
+        return config, None
+    layout = layout_text(split)
+    note = f"--pipeline-model-parallel-layout is {layout}, as in {file}"
+    return _set(config, "parallel", pipeline_model_parallel_layout=layout), note
 
 
 def _expert_tensor_parallel(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
@@ -208,6 +243,8 @@ RESOLVERS: tuple[Resolver, ...] = (
     _shape,
     _transformer_impl,
     _sequence_parallel,
+    _schedule_impl,
+    _plan_layout,
     _expert_tensor_parallel,
     _moe_ffn_hidden_size,
     _global_batch_size,

@@ -41,11 +41,12 @@ def world_from_environment(environ: Mapping[str, str]) -> World:
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return _world(environ, TORCHRUN, environ.get("MASTER_ADDR"), DEFAULT_PORT)
+    if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
+        _check_is_one_task(environ)
+        return World(master_port=_slurm_port(environ))
     if "SLURM_PROCID" in environ:
-        _check_is_a_step(environ)
-        job = environ.get("SLURM_JOB_ID", "0")
-        port = SLURM_PORTS[int(job) % len(SLURM_PORTS)] if job.isdecimal() else DEFAULT_PORT
-        return _world(environ, SRUN, environ.get("MASTER_ADDR") or _first_slurm_host(environ), port)
+        address = environ.get("MASTER_ADDR") or _first_slurm_host(environ)
+        return _world(environ, SRUN, address, _slurm_port(environ))
     if _number(environ, "OMPI_COMM_WORLD_SIZE", default=1) > 1:
         raise ConfigError(
             "OMPI_COMM_WORLD_SIZE in the environment but no RANK", "ranks from torchrun or srun", "start with torchrun"
@@ -116,12 +117,21 @@ def _first_slurm_host(environ: Mapping[str, str]) -> str | None:
     return first_host(nodelist) if nodelist else None
 
 
-def _check_is_a_step(environ: Mapping[str, str]) -> None:
-    """A batch script has SLURM_PROCID=0 and the job's SLURM_NTASKS, but is one process: rank 0 would wait for ever."""
-    in_batch_script = "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ
-    if in_batch_script and environ.get("SLURM_NTASKS", "1") != "1":
-        raise ConfigError(
-            f"SLURM_NTASKS={environ['SLURM_NTASKS']} in a batch script, outside of a job step",
-            "one process per task",
-            "put srun before the command, or start it with torchrun",
-        )
+def _slurm_port(environ: Mapping[str, str]) -> int:
+    job = environ.get("SLURM_JOB_ID", "0")
+    return SLURM_PORTS[int(job) % len(SLURM_PORTS)] if job.isdecimal() else DEFAULT_PORT
+
+
+def _check_is_one_task(environ: Mapping[str, str]) -> None:
+    """A batch script, or a shell of salloc, is one process however many tasks and nodes the job has.
+
+    A batch script even has SLURM_PROCID=0: with the job's SLURM_NTASKS, rank 0 would wait for ever. Without this check,
+    a shell of salloc would train alone, on one GPU of many.
+    """
+    for name in ("SLURM_NTASKS", "SLURM_NNODES"):
+        if environ.get(name, "1") != "1":
+            raise ConfigError(
+                f"{name}={environ[name]} in a batch script or a shell of salloc, outside of a job step",
+                "one process per task",
+                "put srun before the command (srun -n 1 for a single process), or start it with torchrun",
+            )

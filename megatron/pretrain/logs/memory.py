@@ -1,4 +1,4 @@
-"""Peak memory of this process on the device that it trains on."""
+"""Memory of this process on the device that it trains on: its peak, and what is taken now."""
 
 import re
 import resource
@@ -31,6 +31,16 @@ def _peak_resident_bytes() -> int:
         return int(match[1]) * 1024
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def used_bytes(device: torch.device) -> int:
+    """Resident memory of this process; on a GPU what is taken of the device, by whomever."""
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        return int(total_bytes - free_bytes)
+    status = Path("/proc/self/status")
+    match = re.search(r"^VmRSS:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    return int(match[1]) * 1024 if match is not None else 0
 
 
 _PEAKS: Mapping[str, Callable[[], int]] = {

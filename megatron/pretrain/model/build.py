@@ -38,10 +38,10 @@ def build_model(
     stages = range(config.virtual_pipeline_size) if config.virtual_pipeline_size else (None,)
     if transformer_config.use_cpu_initialization:
         with untouched_generators():
-            chunks = [_gpt(config, transformer_config, padded_vocab_size, stage) for stage in stages]
+            chunks = [gpt_chunk(config, transformer_config, padded_vocab_size, stage) for stage in stages]
         initialize_by_name(chunks, transformer_config, config.training.seed)
     else:
-        chunks = [_gpt(config, transformer_config, padded_vocab_size, stage) for stage in stages]
+        chunks = [gpt_chunk(config, transformer_config, padded_vocab_size, stage) for stage in stages]
     wrapped = [
         _data_parallel(config, transformer_config, chunk.to(device), index) for index, chunk in enumerate(chunks)
     ]
@@ -52,7 +52,13 @@ def build_model(
     return wrapped
 
 
-def _gpt(config: PretrainConfig, transformer_config: TransformerConfig, vocab_size: int, stage: int | None) -> GPTModel:
+def gpt_chunk(
+    config: PretrainConfig, transformer_config: TransformerConfig, vocab_size: int, stage: int | None
+) -> GPTModel:
+    """One bare model chunk with Megatron-Core's own initial weights; arguments as those of `build_model`.
+
+    `stage` is the virtual pipeline stage; None without interleaving.
+    """
     model = config.model
     chunk = GPTModel(
         config=transformer_config,

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -86,7 +87,8 @@ class Trainer:
 
     def iterate(self) -> StepResult:
         """Train for one iteration and do what is due after it."""
-        result = self._step(self.state, self.train_iterators)
+        with self._overlap.iteration() if self._overlap is not None else nullcontext():
+            result = self._step(self.state, self.train_iterators)
         self._interval.add(result)
         iteration, config = self.state.progress.iteration, self.config
         self._checkpoints.finalize(blocking=False)
@@ -95,6 +97,8 @@ class Trainer:
             extra = self._overlap.figures.take() if self._overlap is not None else {}
             self._run_log.record(self._reporter.iteration(self.state, self._interval.close(), extra))
         started_s = time.perf_counter()
+        if self._overlap is not None:
+            self._overlap.settle()
         if self._is_due(config.training.eval_interval) and config.training.eval_iters:
             self._validate()
         if config.checkpoint.save and self._is_due(config.checkpoint.save_interval):

@@ -1,19 +1,34 @@
-"""Where overlapped recompute is loaded: only here, and only with --overlap-recompute (docs/overlap.md)."""
+"""Where `megatron.overlap` is loaded: only here, and only when it is asked for (docs/overlap.md, docs/pipeline.md)."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron.overlap.pipeline.waits import PipelineWaits
 from megatron.pretrain.config import PretrainConfig
-from megatron.pretrain.config.checks.overlap import POLICY
+from megatron.pretrain.config.checks.overlap import POLICY, WINDOWS, profile_iterations
+from megatron.pretrain.training.auto_plan import plan_together
+from megatron.pretrain.training.planned import settings_of_plan
+from overlap_recompute.plan.codec import write_record
+from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.policy_text import parse_policy
+from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.profile_facts import ProfileFacts
+from overlap_recompute.plan.validation import check_profile, read_plan
+from overlap_recompute.plan.windows import ALL_WINDOWS, parse_windows
+
+if TYPE_CHECKING:
+    from megatron.overlap.pipeline.waits import PipelineWaits
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_MIB = 1 << 20
 DEFAULT_POLICY = "all"
@@ -36,7 +51,7 @@ class Overlap(Protocol):
         ...
 
     @property
-    def pipeline_waits(self) -> PipelineWaits:
+    def pipeline_waits(self) -> "PipelineWaits":
         """Who recomputes in the waits of our own schedules."""
         ...
 
@@ -48,9 +63,17 @@ class Overlap(Protocol):
         """Around all forward and backward passes of one training step."""
         ...
 
+    def iteration(self) -> AbstractContextManager[None]:
+        """Around one iteration, update included."""
+        ...
+
+    def settle(self) -> None:
+        """Between iterations, outside of their time; collective."""
+        ...
+
 
 def open_overlap(
-    config: PretrainConfig, model: list[DistributedDataParallel], device: torch.device
+    config: PretrainConfig, model: list[DistributedDataParallel], device: torch.device, plan: Plan | None = None
 ) -> AbstractContextManager[Overlap | None]:
     """Attach overlapped recompute to the model for as long as the context lasts; None when it is off.
 
@@ -58,6 +81,7 @@ def open_overlap(
         config: the options of the run.
         model: the chunks of this rank.
         device: where they are.
+        plan: to carry out; None: that of the flags, if they name one.
 
     Raises:
         ConfigError: the policy names what this model cannot drop.
@@ -72,17 +96,88 @@ def open_overlap(
     stages = config.parallel.pipeline_model_parallel_size
     policy = parse_policy(options.overlap_recompute_policy or DEFAULT_POLICY, stages, flag=POLICY)
     prefetch_mib, folder = options.overlap_recompute_prefetch_mib, options.overlap_recompute_trace
+    on_demand = options.overlap_recompute_serialize or policy.on_demand
+    windows = parse_windows(options.overlap_recompute_windows or ALL_WINDOWS, flag=WINDOWS)
     settings = OverlapSettings(
         rank=config.world.rank,
         stage=stage,
         stages=stages,
         microbatches=config.num_microbatches,
         drop=policy.stages[stage],
-        serialize=options.overlap_recompute_serialize or policy.on_demand,
+        fills=frozenset() if on_demand else windows,
         prefetch_cap_bytes=None if prefetch_mib is None else int(prefetch_mib * BYTES_PER_MIB),
         verify=options.overlap_recompute_verify,
         trace_folder=None if folder is None else Path(folder),
         flags=json.dumps(config.to_dict()["overlap"], sort_keys=True),
         device=device,
     )
+    if plan is None and options.overlap_recompute_plan is not None:
+        plan = read_plan(Path(options.overlap_recompute_plan))
+    if plan is not None:
+        settings = replace(settings, **settings_of_plan(plan, stage, settings.flags, fills=not on_demand))
     return OverlapSession(settings, model)
+
+
+def open_recompute(
+    config: PretrainConfig,
+    model: list[DistributedDataParallel],
+    device: torch.device,
+    *,
+    facts: Callable[[], ProfileFacts],
+    base_bytes: int,
+) -> AbstractContextManager[Overlap | None]:
+    """The same for a whole run, which may begin with measuring a profile (docs/profile.md).
+
+    Args:
+        config: the options of the run.
+        model: the chunks of this rank.
+        device: where they are.
+        facts: what a profile says besides what is measured.
+        base_bytes: memory that was taken before the model existed.
+    """
+    options = config.overlap
+    if options.overlap_recompute_profile is None and not options.overlap_recompute_auto:
+        return open_overlap(config, model, device)
+    from megatron.overlap.measuring.gather import gather_bytes  # noqa: PLC0415
+    from megatron.overlap.measuring.start import MeasuredStart, MeasuringPlan  # noqa: PLC0415
+
+    def follow(profile: Profile) -> AbstractContextManager[Overlap | None]:
+        if config.world.rank == 0 and options.overlap_recompute_profile is not None:
+            _write_profile(Path(options.overlap_recompute_profile), profile)
+        plan = plan_together(config, profile, device, gather_bytes) if options.overlap_recompute_auto else None
+        return open_overlap(config, model, device, plan)
+
+    warm_up, iterations = profile_iterations(config)
+    measuring = MeasuringPlan(
+        warm_up=warm_up,
+        iterations=iterations,
+        facts=facts,
+        base_bytes=base_bytes,
+        follow=follow,
+        uses_waits=options.overlap_recompute,
+    )
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    return MeasuredStart(measuring, model, device, stage=stage, stages=config.parallel.pipeline_model_parallel_size)
+
+
+def _write_profile(path: Path, profile: Profile) -> None:
+    check_profile(profile, "the measured profile")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, profile)
+    logger.info("profile written to %s: %s", path, profile.origin.note)
+
+
+def open_own_schedule(
+    config: PretrainConfig, device: torch.device, waits: "PipelineWaits | None"
+) -> AbstractContextManager[Callable[..., list[Any]]]:
+    """The pipeline schedules of `megatron.overlap.pipeline`, in place of Megatron-Core's.
+
+    Args:
+        config: the options of the run.
+        device: where the model lives.
+        waits: who may use the waits for other stages.
+    """
+    from megatron.overlap.pipeline.schedule import PipelineSchedule  # noqa: PLC0415
+
+    timeout = timedelta(minutes=config.distributed.distributed_timeout_minutes)
+    return PipelineSchedule(device, waits=waits, timeout=timeout)

@@ -18,6 +18,7 @@ from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size
 from megatron.pretrain.distributed.cluster import Cluster
 from megatron.pretrain.distributed.emulated_link import emulated_link
 from megatron.pretrain.distributed.initialize import initialize_distributed
+from megatron.pretrain.logs.memory import used_bytes
 from megatron.pretrain.logs.model_shape import ModelShape, parameter_count, shape_of
 from megatron.pretrain.logs.records import CHECKPOINT_SAVED, RESUMED, EventRecord
 from megatron.pretrain.logs.run_log import RunLog, facts_of, open_run_log
@@ -27,8 +28,9 @@ from megatron.pretrain.platform import versions
 from megatron.pretrain.training.batches import build_iterators
 from megatron.pretrain.training.loop import Trainer
 from megatron.pretrain.training.optimizer import build_optimizer, build_scheduler
-from megatron.pretrain.training.overlap import Overlap, open_overlap
+from megatron.pretrain.training.overlap import Overlap, open_recompute
 from megatron.pretrain.training.pipeline import ForwardBackward, open_pipeline
+from megatron.pretrain.training.profile_facts import facts_of_profile
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import Progress, TrainingState
 from megatron.pretrain.training.stop import StopConditions
@@ -62,6 +64,7 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         cluster = stack.enter_context(initialize_distributed(config, device))
         stack.enter_context(emulated_link(config.distributed))
         _greet(config, cluster)
+        base_bytes = used_bytes(device)
         state, shape = build_state(config, transformer_config, vocab_size, device)
         identity = {**config.identity(), "vocab_size": tokenizer.vocab_size}
         checkpoints = CheckpointManager(
@@ -79,7 +82,9 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
             splits = build_datasets(config, tokenizer)
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
-        overlap = stack.enter_context(open_overlap(config, state.model, device))
+        facts = partial(facts_of_profile, config, shape, argv, device)
+        recompute = open_recompute(config, state.model, device, facts=facts, base_bytes=base_bytes)
+        overlap = stack.enter_context(recompute)
         waits = overlap.pipeline_waits if overlap is not None else None
         pipeline = stack.enter_context(open_pipeline(config, device, waits))
         trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, pipeline, device)

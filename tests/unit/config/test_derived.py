@@ -27,6 +27,25 @@ def test_sizes(parse: Parse) -> None:
     assert parse(world_size=4).global_batch_size == 8
 
 
+@pytest.mark.parametrize(
+    ("flags", "world_size", "implementation", "is_noted"),
+    [
+        ("", 1, "stock", False),
+        ("--overlap-recompute", 1, "stock", False),
+        (f"{PP} 2", 2, "stock", False),
+        (f"{PP} 2 --overlap-recompute", 2, "overlap", True),
+        (f"{PP} 2 --overlap-recompute --schedule-impl stock", 2, "stock", False),
+        (f"{PP} 2 --schedule-impl overlap", 2, "overlap", False),
+    ],
+)
+def test_overlapped_recompute_brings_its_schedule(
+    parse: Parse, flags: str, world_size: int, implementation: str, is_noted: bool
+) -> None:
+    config = parse(flags, world_size=world_size)
+    assert config.parallel.schedule_impl == implementation
+    assert any("--schedule-impl is overlap" in note for note in config.notes) is is_noted
+
+
 def test_samples_become_iterations(parse: Parse) -> None:
     config = parse("--train-samples 21", without="--train-iters 10")
     assert config.train_iters == config.training.train_iters == 10
@@ -221,7 +240,9 @@ ANY_FLAG = st.one_of([
     words(flag)
     for _, options in GROUPS
     for flag in all_flags(options)
-    if flag.field_name not in ("data_args_path", "pipeline_model_parallel_layout", "moe_layer_freq")
+    if flag.field_name not in (
+        "model_preset", "data_args_path", "pipeline_model_parallel_layout", "moe_layer_freq", "overlap_recompute_plan",
+    )
 ])  # fmt: skip
 
 

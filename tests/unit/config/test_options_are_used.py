@@ -10,6 +10,7 @@ from megatron.pretrain.config.pretrain_config import GROUPS
 CONFIG = pathlib.Path(megatron.pretrain.config.__file__).parent
 # Option -> what it becomes before anybody else reads it.
 SETTLED = {
+    "model_preset": "the flags that it stands for, in parse_command_line",
     "group_query_attention": "PretrainConfig.num_query_groups",
     "num_layers_per_virtual_pipeline_stage": "PretrainConfig.virtual_pipeline_size",
     "num_virtual_stages_per_pipeline_rank": "PretrainConfig.virtual_pipeline_size",
@@ -19,6 +20,8 @@ SETTLED = {
     "data_args_path": "data_path",
     "dataloader_type": "one legal value",
     "ckpt_format": "one legal value",
+    "overlap_recompute_profile_warmup": "profile_iterations",
+    "overlap_recompute_profile_iterations": "profile_iterations",
 }
 
 

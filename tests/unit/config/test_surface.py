@@ -24,11 +24,13 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
 SURFACE = HERE / "flag_surface.txt"
 OWN_FLAGS = {
-    "--metrics-file", "--progress-bar", "--schedule-impl", "--liveness-timeout-s",
+    "--metrics-file", "--model-preset", "--progress-bar", "--schedule-impl", "--liveness-timeout-s",
     "--emulate-link-gbps", "--emulate-link-latency-us",
-    "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-prefetch-mib",
-    "--overlap-recompute-verify",
+    "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-windows",
+    "--overlap-recompute-prefetch-mib", "--overlap-recompute-verify",
     "--overlap-recompute-serialize", "--overlap-recompute-trace",
+    "--overlap-recompute-profile", "--overlap-recompute-profile-warmup", "--overlap-recompute-profile-iterations",
+    "--overlap-recompute-plan", "--overlap-recompute-auto", "--overlap-recompute-memory-gib",
 }  # fmt: skip
 
 

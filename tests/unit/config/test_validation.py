@@ -56,7 +56,7 @@ def test_what_is_right_passes(parse: Parse, world_size: str, flags: str) -> None
 
 
 def test_every_check_has_a_case() -> None:
-    covered = {check for check, *_ in REFUSED} | {"values_are_legal"}
+    covered = {check for check, *_ in REFUSED} | {"values_are_legal", "preset_is_expanded"}
     assert {check.__name__ for check in CHECKS} == covered
 
 
@@ -65,6 +65,7 @@ def test_every_check_has_a_case() -> None:
     [
         ("model", "num_layers", 0, "found --num-layers 0; expected a whole number, at least 1"),
         ("model", "num_layers", 2.0, "--num-layers 2.0"),
+        ("model", "model_preset", "gpt-7b", "found model_preset 'gpt-7b' in a configuration made in code"),
         ("model", "num_layers", True, "--num-layers True"),
         ("model", "swiglu", 1, "--swiglu 1"),
         ("model", "norm_epsilon", float("nan"), "--norm-epsilon nan"),

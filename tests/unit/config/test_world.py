@@ -80,11 +80,20 @@ def test_a_missing_value(missing: str) -> None:
         world_from_environment(environ)
 
 
-def test_a_batch_script_without_srun_does_not_wait_for_ranks_that_never_come() -> None:
-    script = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"} | {"SLURM_PROCID": "0"}
-    with pytest.raises(ConfigError, match="put srun before the command"):
-        world_from_environment(script)
-    assert world_from_environment({**script, "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}).world_size == 1
+BATCH_SCRIPT = {"SLURM_JOB_ID": "17003", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+SALLOC = {"SLURM_JOB_ID": "17003", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "gpu7"}
+
+
+@pytest.mark.parametrize("environ", [BATCH_SCRIPT, SALLOC])
+def test_outside_of_a_step_only_one_task_may_run(environ: dict[str, str]) -> None:
+    """No waiting for ranks that never come, and no lonely rank where many were asked for."""
+    for tasks in ({"SLURM_NTASKS": "8"}, {"SLURM_NNODES": "2"}):
+        with pytest.raises(ConfigError, match="put srun before the command"):
+            world_from_environment({**environ, **tasks})
+        assert world_from_environment({**environ, **tasks, **TORCHRUN}).world_size == 8
+    for tasks in ({}, {"SLURM_NTASKS": "1"}):
+        alone = world_from_environment({**environ, **tasks})
+        assert alone == World(master_port=15003), "at the machine it is on: a shell of salloc is on the login node"
 
 
 def test_mpirun_is_not_taken_for_a_single_process() -> None:

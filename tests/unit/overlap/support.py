@@ -12,13 +12,15 @@ from megatron.overlap.settings import OverlapSettings
 from megatron.pretrain.config.checks.overlap import POLICY
 from megatron.pretrain.model import build_model, build_transformer_config
 from overlap_recompute.plan.policy_text import parse_policy
+from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import Journal, StepReport
 from tests.unit.model.support import CPU, VOCAB, batch, config_of
 
 NO_LIMIT_BYTES = 1 << 40
 SETTINGS = OverlapSettings(
-    rank=0, stage=0, stages=1, microbatches=1, drop=parse_policy("all", 1, flag=POLICY).stages[0], serialize=False,
-    prefetch_cap_bytes=NO_LIMIT_BYTES, verify=False, trace_folder=None, flags="", device=CPU,
+    rank=0, stage=0, stages=1, microbatches=1, drop=parse_policy("all", 1, flag=POLICY).stages[0],
+    fills=frozenset(WindowKind), prefetch_cap_bytes=NO_LIMIT_BYTES, verify=False, trace_folder=None,
+    flags="", device=CPU,
 )  # fmt: skip
 Chunks = list[DistributedDataParallel]
 

@@ -84,3 +84,21 @@ def test_what_the_table_does_not_know_is_refused(core: str, groups: int) -> None
     with pytest.raises(ConfigError, match="measure what such a layer keeps"):
         kept_bytes(replace(GPT_SHAPE, groups=groups, core=core), set())
     assert kept_bytes(replace(GPT_SHAPE, groups=2, core=FLASH), set())
+    with pytest.raises(ConfigError, match="found the back end tpu; expected one of cpu, cuda"):
+        kept_bytes(replace(GPT_SHAPE, backend="tpu"), set())
+
+
+@pytest.mark.parametrize("shape", [replace(LLAMA_SHAPE, element_bytes=2), replace(DROPOUT_SHAPE, element_bytes=2)])
+def test_fused_norms_and_masks_of_a_byte_keep_less(shape: LayerShape) -> None:
+    fused = replace(shape, backend="cuda")
+    tokens, width = 16 * 2, 16 * 2 * 32
+    if shape.rms_norm:
+        # Two norms: the scaled and the converted input in fp32 are not kept, but the input of each is, in any case.
+        assert kept_bytes(shape, set()) - kept_bytes(fused, set()) == 2 * (2 * 4 * width - 2 * width)
+    else:
+        scores = 2 * 4 * 16**2
+        statistics = 2 * 2 * tokens * (4 - 2)
+        assert kept_bytes(shape, set()) - kept_bytes(fused, set()) == 2 * width + scores - statistics
+    everything = set(LAYER_UNITS)
+    masks = 2 * width if shape.hidden_dropout else 0
+    assert kept_bytes(fused, everything) == 2 * 2 * width + masks

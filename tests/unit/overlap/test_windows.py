@@ -1,7 +1,7 @@
 """Windows: filled until the communication is over, measured, and opened for nobody else's traffic."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from megatron.overlap.pipeline_windows import PipelineWindows
 from megatron.overlap.session import OverlapSession
 from megatron.overlap.window_log import Window, WindowLog
 from megatron.overlap.windows import Windows, in_backward
+from overlap_recompute.plan.actions import parse_action
 from overlap_recompute.plan.errors import UserError
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import Journal, Kind
@@ -40,10 +41,14 @@ class FakeWork:
             raise self.error
 
 
+Kinds = Collection[WindowKind]
+EVERY = frozenset(WindowKind)
+
+
 class Opened:
     """A model after a forward pass, and windows on its session."""
 
-    def __init__(self, session: OverlapSession, closing: Closing, fills: bool = True) -> None:
+    def __init__(self, session: OverlapSession, closing: Closing, fills: Kinds = EVERY) -> None:
         self.log: list[Window] = []
         self.windows = Windows(session.runtime, closing, WindowLog(self.log.append), fills=fills)
         self.windows.active = True
@@ -61,7 +66,7 @@ def after_forward(rank: None) -> Iterator[Open]:
         step = session.forward_step(lambda iterator, model: (model(**batch()), None))
         kept = []
 
-        def make(closing: Closing | None = None, *, fills: bool = True) -> Opened:
+        def make(closing: Closing | None = None, *, fills: Kinds = EVERY) -> Opened:
             kept.append(step(None, chunks[0])[0])
             return Opened(session, closing or HostClosing(), fills)
 
@@ -90,8 +95,18 @@ def test_a_window_without_anything_left_waits(after_forward: Open) -> None:
     assert (opened.log[1].units, opened.log[1].filled_ns, work.waited) == (0, 0, 2)
 
 
+def test_kinds_that_are_left_out_are_measured_and_not_filled(after_forward: Open) -> None:
+    opened = after_forward(fills=(WindowKind.PP_WAIT,))
+    for kind in (WindowKind.TP_BACKWARD, WindowKind.PP_WAIT):
+        opened.windows.finish(kind, FakeWork(polls=2), pollable=True)
+    assert [(window.kind, window.units) for window in opened.log] == [
+        (WindowKind.TP_BACKWARD, 0),
+        (WindowKind.PP_WAIT, 2),
+    ]
+
+
 def test_serialized_windows_are_measured_and_not_filled(after_forward: Open) -> None:
-    opened, work = after_forward(fills=False), FakeWork(polls=100)
+    opened, work = after_forward(fills=()), FakeWork(polls=100)
     opened.windows.finish(WindowKind.TP_FORWARD, work, pollable=True)
     with opened.windows.window(WindowKind.PP_WAIT) as window:
         assert window.fill(lambda: False) is None
@@ -136,12 +151,16 @@ def test_on_a_device_a_window_takes_its_number_of_units(after_forward: Open) -> 
 def test_waits_of_a_pipeline_stage(after_forward: Open) -> None:
     opened = after_forward()
     waits, pending = PipelineWindows(opened.windows), FakeWork(polls=2)
-    waits.finish(pending, phase=Phase.STEADY, ahead=())
-    waits.finish(pending, phase=Phase.STEADY, ahead=("0R0",))  # type: ignore[arg-type]
+    wait = parse_action("0WAIT_RECV_B0")
+    waits.finish(pending, wait=parse_action("0WAIT_RECV_F1"), phase=Phase.STEADY, ahead=())
+    waits.finish(pending, wait=wait, phase=Phase.STEADY, ahead=("0R0",))  # type: ignore[arg-type]
     opened.windows.active = False
-    waits.finish(pending, phase=Phase.STEADY, ahead=("0R0",))  # type: ignore[arg-type]
+    waits.finish(pending, wait=wait, phase=Phase.STEADY, ahead=("0R0",))  # type: ignore[arg-type]
     assert [(window.kind, window.units) for window in opened.log] == [(WindowKind.PP_WAIT, 0), (WindowKind.PP_WAIT, 2)]
     assert pending.waited == 3
+    before_backward = waits.take_before_backward()
+    assert (before_backward.windows, before_backward.units) == (1, 2)
+    assert waits.take_before_backward().windows == 0
 
 
 def test_the_cap_bounds_what_is_brought_back(rank: None) -> None:

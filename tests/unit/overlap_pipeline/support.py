@@ -105,7 +105,7 @@ class Waits:
         self.calls: list[tuple[str, str, int]] = []
         self.error: Exception | None = None
 
-    def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
+    def finish(self, pending: Pending, *, wait: Action, phase: Phase, ahead: Sequence[Action]) -> None:
         if self.error is not None:
             raise self.error
         polls = 0

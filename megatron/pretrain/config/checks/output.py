@@ -24,15 +24,19 @@ def folders_can_be_written(config: PretrainConfig) -> None:
         )
 
 
-def metrics_file_can_be_written(config: PretrainConfig) -> None:
-    """It is a file, in a folder that exists or can be made."""
-    path = config.logging.metrics_file
-    require(
-        path is None or (not os.path.isdir(path) and _can_hold_files(os.path.dirname(os.path.abspath(path)))),
-        f"--metrics-file {path}, which cannot be written",
-        "the path of a file in a folder with permission to write",
-        "correct --metrics-file",
-    )
+def files_can_be_written(config: PretrainConfig) -> None:
+    """They are files, in folders that exist or can be made."""
+    files = {
+        "--metrics-file": config.logging.metrics_file,
+        "--overlap-recompute-profile": config.overlap.overlap_recompute_profile,
+    }
+    for flag, path in files.items():
+        require(
+            path is None or (not os.path.isdir(path) and _can_hold_files(os.path.dirname(os.path.abspath(path)))),
+            f"{flag} {path}, which cannot be written",
+            "the path of a file in a folder with permission to write",
+            f"correct {flag}",
+        )
 
 
 def checkpoint_to_load_exists(config: PretrainConfig) -> None:
@@ -67,7 +71,7 @@ def _can_hold_files(folder: str) -> bool:
 
 CHECKS: tuple[Check, ...] = (
     folders_can_be_written,
-    metrics_file_can_be_written,
+    files_can_be_written,
     checkpoint_to_load_exists,
     wandb_run_has_a_name,
 )

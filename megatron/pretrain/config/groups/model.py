@@ -16,6 +16,10 @@ from megatron.pretrain.config.ranges import (
 class ModelOptions:
     """Model: shape, arithmetic and fusions of the transformer."""
 
+    model_preset: str | None = None
+    """Own flag. Name of a model of docs/presets.md, such as gpt-7b or llama3-8b: stands for its shape flags; those that
+    are given besides count instead."""
+
     num_layers: PositiveInt
     """Transformer layers of the whole model, over all pipeline stages."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron.pretrain.config.ranges import NonNegativeFloat
+from megatron.pretrain.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,14 @@ class OverlapOptions:
     by unit, as all:core_attention+activation or 0:linear_fc1+activation,1:none. Units are input_layernorm, linear_qkv,
     rotary, core_attention, pre_mlp_layernorm, linear_fc1 and activation; all when not given."""
 
+    overlap_recompute_plan: str | None = None
+    """Own flag. File of a plan (overlap-recompute plan): what each layer drops, which waits are filled, and how the
+    layers are spread over stages. Takes the place of policy, windows and prefetch flags."""
+
+    overlap_recompute_windows: str | None = None
+    """Own flag. The waits that are filled with recompute: all, or kinds joined by +, of tp_forward, tp_backward,
+    pp_wait, ep and cp; all when not given. The others are measured."""
+
     overlap_recompute_prefetch_mib: NonNegativeFloat | None = None
     """Own flag. Most MiB that may be brought back before backward uses them; when not given, what two layers drop."""
 
@@ -31,3 +39,20 @@ class OverlapOptions:
     overlap_recompute_trace: str | None = None
     """Own flag. Folder for one trace per rank, which Perfetto and chrome://tracing open; tools/merge_traces.py joins
     them."""
+
+    overlap_recompute_profile: str | None = None
+    """Own flag. File for a profile of this run, which overlap-recompute plan reads: first iterations are measured
+    without any recompute, then the run goes on as asked."""
+
+    overlap_recompute_profile_warmup: PositiveInt | None = None
+    """Own flag. Iterations before the measured ones; 2 when not given."""
+
+    overlap_recompute_profile_iterations: PositiveInt | None = None
+    """Own flag. Iterations that are measured; 5 when not given."""
+
+    overlap_recompute_auto: bool = False
+    """Own flag. Measure the first iterations, plan from them, and go on with the plan; see docs/profile.md."""
+
+    overlap_recompute_memory_gib: PositiveFloat | None = None
+    """Own flag. Memory of a rank that --overlap-recompute-auto plans for, in GiB; on a GPU, when not given, nine tenths
+    of the device's."""

@@ -35,9 +35,10 @@ class ParallelOptions:
     overlap_p2p_communication: bool = True
     """Run the interleaved pipeline's transfers beside compute; has an effect only with virtual stages."""
 
-    schedule_impl: Literal["stock", "overlap"] = "stock"
+    schedule_impl: Literal["stock", "overlap"] | None = None
     """Own flag. Who runs the pipeline: stock is Megatron-Core's schedules; overlap is action lists with the same passes
-    in the same order, whose transfers all start early and end late. The numbers are the same to the bit."""
+    in the same order, whose transfers all start early and end late. The numbers are the same to the bit. When not
+    given: overlap for pipelines with --overlap-recompute, whose waits it fills, else stock."""
 
     sequence_parallel: bool = False
     """Split activations outside attention and feed-forward blocks along the sequence; needs TP > 1."""

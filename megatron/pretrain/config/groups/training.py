@@ -41,7 +41,7 @@ class TrainingOptions:
     """Save and end the program after this many minutes. (Megatron-LM: whole minutes.)"""
 
     exit_signal_handler: bool = False
-    """On SIGTERM finish the iteration, save, and exit with status 0."""
+    """On SIGTERM or SIGUSR1 finish the iteration, save, and exit with status 0. (Megatron-LM: SIGTERM.)"""
 
     check_for_nan_in_loss_and_grad: bool = True
     """Stop at the first loss or gradient that is not finite; off with the dynamic loss scale of --fp16, which

@@ -1,0 +1,176 @@
+"""Compares the predicted peak memory of whole processes with the measured one, on this machine's CPUs.
+
+    python benchmarks/memory_prediction.py --output benchmarks/memory_prediction.md
+
+For each configuration the model is counted, the memory expression is evaluated without its margin, and the trainer runs
+two iterations (the optimizer's state exists from the second on). Measured is the peak resident memory of each rank
+(VmHWM). The base is the peak of the same layout training a model of a few kilobytes: libraries, code that runs, loader.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from overlap_recompute.cli.counting import count_model
+from overlap_recompute.cli.memory import memory_tables
+from overlap_recompute.cli.memory_choice import choice_of
+from overlap_recompute.plan.plan_file import MemoryTable
+
+RANK = Path(__file__).with_name("memory_prediction_rank.py")
+MIB = 1 << 20
+LIMIT_S = 400
+COMMON = (
+    "--micro-batch-size 4 --train-iters 2 --lr 1e-4 --distributed-backend gloo --attention-dropout 0 "
+    "--hidden-dropout 0 --mock-data --num-workers 0 --eval-iters 0"
+)
+TINY = "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 --vocab-size 64"
+GPT = "--num-layers 8 --hidden-size 512 --num-attention-heads 8 --seq-length 512 --vocab-size 8000"
+LLAMA = (
+    "--num-layers 8 --hidden-size 512 --num-attention-heads 8 --seq-length 512 --vocab-size 8000 "
+    "--normalization RMSNorm --swiglu --position-embedding-type rope --group-query-attention --num-query-groups 4 "
+    "--disable-bias-linear --untie-embeddings-and-output-weights"
+)
+ON = "--overlap-recompute --overlap-recompute-policy"
+TP2 = "--tensor-model-parallel-size 2"
+PP2 = "--pipeline-model-parallel-size 2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    ranks: int
+    model: str
+    layout: str = ""
+    policy: str = ""
+
+
+CASES = (
+    Case(name="GPT, none", ranks=1, model=GPT),
+    Case(name="GPT, all", ranks=1, model=GPT, policy=f"{ON} all"),
+    Case(name="GPT, mixed", ranks=1, model=GPT, policy=f"{ON} linear_fc1+activation"),
+    Case(name="Llama, none", ranks=1, model=LLAMA),
+    Case(name="Llama, mixed", ranks=1, model=LLAMA, policy=f"{ON} rotary+core_attention+activation"),
+    Case(name="GPT, TP 2, none", ranks=2, model=GPT, layout=TP2),
+    Case(name="GPT, TP 2, all", ranks=2, model=GPT, layout=TP2, policy=f"{ON} all"),
+    Case(name="GPT, PP 2, none", ranks=2, model=GPT, layout=f"{PP2} --global-batch-size 16"),
+    Case(
+        name="GPT, PP 2, mixed", ranks=2, model=GPT, layout=f"{PP2} --global-batch-size 16",
+        policy=f"{ON} 0:all,1:none",
+    ),
+    Case(
+        name="GPT, DP 2, distributed optimizer", ranks=2, model=GPT,
+        layout="--use-distributed-optimizer --global-batch-size 8",
+    ),
+)  # fmt: skip
+
+
+def measured_bytes(flags: Sequence[str], ranks: int) -> list[int]:
+    """Train and return the peak of each rank."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(RANK), folder, *flags],
+                env=os.environ
+                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+                | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        try:
+            errors = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        if any(process.returncode for process in processes):
+            raise SystemExit("\n".join(errors)[-3000:])
+        return [int(Path(folder, f"rank-{rank}").read_text(encoding="utf-8")) for rank in range(ranks)]
+
+
+def predicted(case: Case, base_bytes: int) -> tuple[MemoryTable, ...]:
+    """The memory table of each stage, without margin."""
+    words = flags_of(case, case.model)
+    counted = count_model(words, device="cpu", world_size=case.ranks)
+    return memory_tables(counted, choice_of(counted, words, None), base_bytes=base_bytes, margin_fraction=0.0)
+
+
+def flags_of(case: Case, model: str) -> list[str]:
+    """The command line of a case."""
+    return f"{model} {COMMON} {case.layout} {case.policy}".split()
+
+
+def rows_of(case: Case, *, details: bool) -> list[str]:
+    """Measure one case; a row for each stage."""
+    tiny_bytes = max(measured_bytes(flags_of(case, tiny_of(case)), case.ranks))
+    found = measured_bytes(flags_of(case, case.model), case.ranks)
+    tables = predicted(case, tiny_bytes)
+    rows = []
+    for stage, terms in enumerate(tables):
+        peak = found[stage * case.ranks // len(tables)]
+        error = terms.total_bytes / peak - 1
+        name = case.name + (f", stage {stage}" if len(tables) > 1 else "")
+        rows.append(f"| {name} | {terms.total_bytes / MIB:.0f} | {peak / MIB:.0f} | {100 * error:+.1f} % |")
+        if details:
+            sys.stderr.write(f"{name}: {terms} measured {[peak // MIB for peak in found]}\n")
+        sys.stderr.write(rows[-1] + "\n")
+    return rows
+
+
+def tiny_of(case: Case) -> str:
+    """The same kind of model, a few kilobytes large."""
+    llama = case.model.partition("--normalization")[1:]
+    return f"{TINY} {''.join(llama)}".replace("--num-query-groups 4", "--num-query-groups 2")
+
+
+def page(rows: Sequence[str]) -> str:
+    """The table with its circumstances."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return "\n".join(
+        [
+            "# Predicted and measured peak memory",
+            "",
+            f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.strip()}, CPU, gloo, fp32, one thread a rank. Made by",
+            "`python benchmarks/memory_prediction.py --output benchmarks/memory_prediction.md`.",
+            "Peak resident memory of a rank in MiB after two iterations; predicted without the allocator's margin.",
+            "",
+            "| configuration | predicted | measured | error |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Run all cases, or those whose name contains a text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="page to write; standard output by default")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--details", action="store_true", help="say every term on standard error")
+    options = parser.parse_args()
+    rows = [row for case in CASES if options.only in case.name for row in rows_of(case, details=options.details)]
+    text = page(rows)
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        options.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

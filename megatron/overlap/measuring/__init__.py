@@ -1,0 +1,1 @@
+"""Measures a profile in a run: units, windows, passes, links and the update (docs/profile.md)."""

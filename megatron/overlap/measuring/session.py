@@ -1,0 +1,160 @@
+"""Measures the iterations of one rank: plain training with marks, nothing dropped, no window filled."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
+from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
+from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
+from megatron.overlap.binder import Binder
+from megatron.overlap.groups import kinds_of_groups
+from megatron.overlap.measuring.clocks import NS_PER_US, clock_of
+from megatron.overlap.measuring.collectives import MeasuredCollectives
+from megatron.overlap.measuring.iterations import Samples
+from megatron.overlap.measuring.marks import At, Marks
+from megatron.overlap.measuring.probe import Probe
+from megatron.overlap.measuring.sites import MeasuredSites
+from megatron.overlap.replacements import Replacements
+
+logger = logging.getLogger(__name__)
+
+ForwardStep = Callable[[Any, nn.Module], tuple[Tensor, Callable[..., Any]]]
+TRIAL_MARKS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredModel:
+    """What the session knows about the model besides its samples."""
+
+    layers: dict[int, nn.Module]
+    """By index in the model."""
+    refused: dict[tuple[str, int], str]
+    """Units that cannot be dropped, and why."""
+
+
+class MeasuringSession:
+    """Sets marks in the model chunks of this rank, and takes all of it back.
+
+    The first forward pass of each chunk is looked at by the probe (which unit reads which), so the first iteration must
+    not count.
+
+    Args:
+        chunks: the model chunks, wrapped as they train.
+        device: where they are.
+    """
+
+    def __init__(self, chunks: Sequence[DistributedDataParallel], device: torch.device) -> None:
+        self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
+        self._replacements = Replacements()
+        self.marks = Marks(clock_of(device))
+        self.probe = Probe(chunks, device)
+        self.samples = Samples(chunks=len(chunks))
+        self._probed: set[int] = set()
+        self._counts = False
+        try:
+            sites = MeasuredSites(self.marks, self.probe, self._replacements)
+            binder = Binder(sites, self._replacements, replays_hooks=True)
+            TransformerLayerAdapter(binder).attach_all(chunks)
+            self.model = MeasuredModel(layers=sites.layers, refused=binder.refused)
+            collectives = MeasuredCollectives(self.marks, kinds_of_groups())
+            hook_mappings(self._replacements, collectives)
+            hook_layers(self._replacements, collectives)
+            for number, chunk in enumerate(chunks):
+                forward = partial(self._model_forward, chunk.forward, number)
+                self._replacements.set(chunk, "forward", forward)
+        except BaseException:
+            self._replacements.restore()
+            raise
+
+    @contextmanager
+    def iteration(self, counts: bool) -> Iterator[None]:
+        """One iteration, update included; `counts`: keep what it shows."""
+        marks = self.marks
+        marks.add(At.ITERATION)
+        yield
+        marks.add(At.ITERATION_END)
+        self._counts = counts
+
+    def sort(self) -> None:
+        """After an iteration, outside of its time: sort its marks."""
+        found, times_us = self.marks.take()
+        if self._counts:
+            self.samples.add(found, times_us, self.reads)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """All passes of an iteration; evaluation and update are left alone."""
+        self.marks.active = True
+        try:
+            yield
+        finally:
+            self.marks.active = False
+        self.marks.add(At.STEP_END)
+
+    def forward_step(self, run: ForwardStep) -> ForwardStep:
+        """The forward step that schedules call, between two marks."""
+
+        def step(iterator: Any, model: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            marks, chunk = self.marks, self._chunks[id(model)]
+            if not marks.active:
+                return run(iterator, model)
+            marks.add(At.PASS, layer=chunk)
+            with nullcontext() if chunk in self._probed else self.probe.look():
+                output, loss = run(iterator, model)
+            self._probed.add(chunk)
+            if output.requires_grad:
+                output.register_hook(partial(self._begin_backward, chunk))
+            if not parallel_state.is_pipeline_last_stage(ignore_virtual=True) or chunk != len(self._chunks) - 1:
+                marks.add(At.PASS_END, layer=chunk)
+                return output, loss
+            return output, partial(self._loss, loss, chunk)
+
+        return step
+
+    @property
+    def reads(self) -> dict[int, dict[str, tuple[str, ...]]]:
+        """By layer and unit: the units whose outputs it takes."""
+        return {
+            layer: {name: tuple(sorted(found.reads)) for name, found in units.items()}
+            for layer, units in self.probe.found.items()
+        }
+
+    def close(self) -> None:
+        """Take all marks back. Calling it again does nothing."""
+        self.marks.active = False
+        self._replacements.restore()
+
+    def _loss(self, loss: Callable[..., Any], chunk: int, *args: Any, **options: Any) -> Any:
+        found = loss(*args, **options)
+        self.marks.add(At.PASS_END, layer=chunk)
+        return found
+
+    def _model_forward(self, forward: Callable[..., Any], chunk: int, *args: Any, **options: Any) -> Any:
+        if self.marks.active:
+            self.marks.add(At.MODEL, layer=chunk)
+        return forward(*args, **options)
+
+    def _begin_backward(self, chunk: int, gradient: Tensor) -> None:
+        if self.marks.active:
+            self.marks.add(At.BACKWARD, layer=chunk)
+            Variable._execution_engine.queue_callback(partial(self.marks.add, At.BACKWARD_END, layer=chunk))
+
+
+def cost_of_a_mark_us(device: torch.device) -> float:
+    """Time that setting a mark takes on the host."""
+    marks = Marks(clock_of(device))
+    begin_ns = time.perf_counter_ns()
+    for _ in range(TRIAL_MARKS):
+        marks.add(At.UNIT, "unit", 0)
+    return (time.perf_counter_ns() - begin_ns) / NS_PER_US / TRIAL_MARKS

@@ -1,0 +1,175 @@
+"""`overlap-recompute sweep`: many models, clusters, layouts and micro-batches; or what a gain depends on."""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from overlap_recompute.cli.commands import Command
+from overlap_recompute.cli.compare import arms_of, as_data
+from overlap_recompute.cli.parser import one_of, whole_number
+from overlap_recompute.cli.plan_texts import in_mib, in_ms
+from overlap_recompute.cli.sources import DEVICE_SHARE, gib_in_bytes
+from overlap_recompute.cli.tables import table
+from overlap_recompute.plan.codec import FileError
+from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.files import write_text_file
+from overlap_recompute.plan.validation import read_profile
+from overlap_recompute.planner.comparison import ARMS
+from overlap_recompute.planner.sweeps import Grid, Point, count, sensitivity, sweep
+from overlap_recompute.simulator.hardware_file import hardware_from
+
+DESCRIPTION = """\
+Simulate every combination of models, hardware, parallel sizes and micro-batches with every arm, and show the best of
+each arm: memory that an arm frees may buy a larger micro-batch, or a smaller parallel size.
+With --sensitivity and a profile: where a gain vanishes as links and devices change, and how wrong a profile may be.
+"""
+EPILOG = """examples:
+  overlap-recompute sweep --models gpt-7b,gpt-13b --hardware a100-80gb-nvlink,a100-80gb-pcie --gpus 16 \\
+      --tensor-parallel 2,4,8 --pipeline-parallel 1,2,4 --micro-batch 1,2,4 --global-batch 128
+  overlap-recompute sweep --sensitivity profile.json --memory-gib 4
+"""
+LISTS = {
+    "--tensor-parallel": ("1,2,4,8", "sizes"),
+    "--pipeline-parallel": ("1,2,4", "sizes"),
+    "--micro-batch": ("1,2,4", "sizes"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--models", metavar="NAME,...", help="model presets (docs/presets.md)")
+    parser.add_argument("--hardware", metavar="NAME,...", help="hardware by name or .yaml file (docs/hardware.md)")
+    parser.add_argument("--gpus", metavar="N", default="16", help="of the job (16)")
+    for flag, (default, text) in LISTS.items():
+        parser.add_argument(flag, metavar="N,...", default=default, help=f"{text} ({default})")
+    parser.add_argument("--global-batch", metavar="N", default="128", help="sequences of an iteration (128)")
+    parser.add_argument("--sequence", metavar="N", help="tokens of a sequence (each preset's)")
+    parser.add_argument("--arms", metavar="NAME,...", default="none,stock-full,full,selective,checkmate,adapipe,mix",
+                        help=f"of {', '.join(ARMS)}")  # fmt: skip
+    parser.add_argument("--sensitivity", metavar="PROFILE", type=Path, help="a profile whose gain is looked at instead")
+    parser.add_argument("--planner", metavar="NAME", default="mix", help="with --sensitivity: ours (mix)")
+    parser.add_argument("--baseline", metavar="NAME", default="full", help="with --sensitivity: the other arm (full)")
+    parser.add_argument("--memory-gib", metavar="X", help="with --sensitivity: memory of one rank")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write every point")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+
+
+def run(options: argparse.Namespace, out: TextIO) -> int:
+    """Sweep and write the best of each arm, or the table of sensitivity."""
+    if options.sensitivity is not None:
+        return _sensitivity(options, out)
+    for flag in ("models", "hardware"):
+        if getattr(options, flag) is None:
+            raise ConfigError(f"no --{flag}", "at least one name", f"add --{flag}, or --sensitivity PROFILE")
+    grid = Grid(
+        models=_words(options.models),
+        hardware=_words(options.hardware),
+        gpus=whole_number("--gpus", options.gpus, 1),
+        tensor_parallel=_numbers("--tensor-parallel", options.tensor_parallel),
+        pipeline_parallel=_numbers("--pipeline-parallel", options.pipeline_parallel),
+        micro_batch=_numbers("--micro-batch", options.micro_batch),
+        global_batch=whole_number("--global-batch", options.global_batch, 1),
+        sequence=None if options.sequence is None else whole_number("--sequence", options.sequence, 1),
+        arms=arms_of(options.arms),
+        memory_share=DEVICE_SHARE,
+    )
+    rows = [_as_row(point) for point in _with_progress(sweep(grid), count(grid))]
+    if options.csv is not None:
+        _write_csv(options.csv, rows)
+    if options.json:
+        out.write(json.dumps({"schema": "sweep/1", "points": rows}, indent=2) + "\n")
+    else:
+        out.write(_report(rows, grid))
+        out.write(f"wrote {options.csv}\n" if options.csv is not None else "")
+    return 0 if any(row["fits"] for row in rows) else 1
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    return tuple(whole_number(flag, word, 1) for word in _words(text))
+
+
+def _with_progress(points: Iterable[Point], total: int) -> Iterable[Point]:
+    if not sys.stderr.isatty():
+        return points
+    from tqdm import tqdm  # noqa: PLC0415
+
+    return tqdm(points, total=total, unit="point", leave=False)
+
+
+def _as_row(point: Point) -> dict[str, Any]:
+    place = {field.name: getattr(point, field.name) for field in dataclasses.fields(point) if field.name != "arm"}
+    return {**place, **as_data(point.arm, hardware_from(point.hardware))}
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_text_file(path, text.getvalue())
+    except OSError as error:
+        raise FileError(
+            f"{path}, which cannot be written ({error})", "a folder that exists", "choose another"
+        ) from error
+
+
+def _report(rows: list[dict[str, Any]], grid: Grid) -> str:
+    lines = [
+        f"{grid.gpus} GPUs, {grid.global_batch} sequences an iteration; the best layout and micro-batch of each arm"
+    ]
+    for model in grid.models:
+        for hardware in grid.hardware:
+            here = [row for row in rows if (row["model"], row["hardware"]) == (model, hardware) and row["fits"]]
+            # Rising, so that the fastest row of an arm is the one that stays.
+            best = {row["arm"]: row for row in sorted(here, key=lambda row: row["tokens_per_s"])}
+            lines += ["", f"{model} on {hardware}:", _best_table(best, grid.arms)]
+    return "\n".join([*lines, "", "every figure is simulated", ""])
+
+
+def _best_table(best: dict[str, dict[str, Any]], arms: tuple[str, ...]) -> str:
+    header = ["arm", "TP x PP x DP", "micro-batch", "iteration", "tokens/s", "MFU", "peak", "USD"]
+    cells = []
+    for name in arms:
+        if name not in best:
+            cells.append([name, "does not fit", *[""] * 6])
+            continue
+        row = best[name]
+        sizes = f"{row['tensor_parallel']} x {row['pipeline_parallel']} x {row['data_parallel']}"
+        figures = [in_ms(row["iteration_us"]), f"{row['tokens_per_s']:,.0f}", f"{row['mfu']:.1%}"]
+        money = f"{row['usd_per_billion_tokens']:,.0f}"
+        cells.append([name, sizes, str(row["micro_batch"]), *figures, in_mib(row["peak_bytes"]), money])
+    return table(header, cells)
+
+
+def _sensitivity(options: argparse.Namespace, out: TextIO) -> int:
+    if options.memory_gib is None:
+        raise ConfigError("--sensitivity without --memory-gib", "the memory of one rank in GiB", "add --memory-gib X")
+    planner, baseline = one_of("--planner", options.planner, ARMS), one_of("--baseline", options.baseline, ARMS)
+    profile = read_profile(options.sensitivity)
+    budget_bytes = gib_in_bytes("--memory-gib", options.memory_gib)
+    found = list(sensitivity(profile, planner, baseline, budget_bytes))
+    if options.json:
+        out.write(
+            json.dumps({"schema": "sensitivity/1", "points": list(map(dataclasses.asdict, found))}, indent=2) + "\n"
+        )
+        return 0
+    header = ["", "factor", "gain", "gain of the plan for factor 1"]
+    rows = [[each.what, f"{each.factor:g}", f"{each.gain:.3f}", f"{each.stale_gain:.3f}"] for each in found]
+    title = f"throughput with {planner} over that with {baseline} (simulated), by how the hardware differs"
+    out.write("\n".join([title, "", table(header, rows), ""]))
+    return 0
+
+
+COMMAND = Command(description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run)

@@ -1,0 +1,204 @@
+"""The memory expression: peak bytes of one rank, term by term, from a profile and a choice of dropped units.
+
+    total = weights, gradients, optimizer              StaticRules times elements of the stage
+          + kept                                       chunks: microbatches in flight x kept bytes of layers and ends
+          + recomputed ahead                           the cap
+          + working set                                the backward pass of the layer where it is worst
+          + head                                       where loss and logits need more than that
+          + communication, base, margin
+
+Planner, simulator, command line and tests all take it from here.
+
+NOTE [ where the peak is ]
+Kept bytes are at their most when the last forward pass before a backward pass is done. Backward frees them from the
+last layer to the first, so a layer's working set counts above what the layers behind it kept, and the head's own
+tensors, which the first steps of backward free, make room for what layers bring back.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from overlap_recompute.plan.plan_file import MemoryTable
+from overlap_recompute.plan.profile import LayerKind, Profile, StaticRules
+from overlap_recompute.plan.split import Split, layers_of
+from overlap_recompute.plan.storages import kept_bytes_of
+
+MARGIN_FRACTION = 0.03
+"""Of all activation terms: blocks that an allocator rounds up, and gaps that it cannot fill. Weights, gradients and
+optimizer state are allocated once, in large blocks, and need none."""
+
+NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticBytes:
+    """What is there from the second iteration on, whatever runs."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum."""
+        return self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes
+
+
+def static_bytes(rules: StaticRules, parameters: int, expert_parameters: int = 0) -> StaticBytes:
+    """Bytes of weights, gradient buffers and optimizer.
+
+    The distributed optimizer shares its states and main parameters out over ranks, padded by up to one element in
+    Megatron's buffers, and leaves weights and gradient buffers whole.
+
+    Args:
+        rules: bytes of an element.
+        parameters: elements on this rank, without routed experts.
+        expert_parameters: elements of routed experts on this rank.
+    """
+    elements = parameters + expert_parameters
+    each_bytes = rules.main_parameter_bytes + rules.state_bytes
+    shared = -(-parameters // rules.shards) + -(-expert_parameters // rules.expert_shards)
+    return StaticBytes(
+        parameters_bytes=elements * rules.parameter_bytes,
+        gradients_bytes=elements * rules.gradient_bytes,
+        optimizer_bytes=shared * each_bytes,
+    )
+
+
+def static_bytes_of_stage(profile: Profile, split: Split, stage: int) -> StaticBytes:
+    """The same for a pipeline stage of a split.
+
+    Tied embeddings: the head's matrix on another stage than the embedding's is a copy with gradient and optimizer state
+    of its own; on the same stage it is the same matrix.
+    """
+    kinds = [profile.kind_of(layer) for layers in layers_of(split)[stage] for layer in layers]
+    is_first, is_last = stage == 0, stage == len(split) - 1
+    ends = (profile.embedding,) * is_first + (profile.head,) * is_last
+    shared = profile.tied_parameters if is_first and is_last else 0
+    return static_bytes(
+        profile.static,
+        sum(part.parameters for part in (*kinds, *ends)) - shared,
+        sum(kind.expert_parameters for kind in kinds),
+    )
+
+
+def layer_kept_bytes(kind: LayerKind, dropped: Set[str]) -> int:
+    """What a layer keeps for one microbatch."""
+    return kept_bytes_of(kind.storages, dropped)
+
+
+def layer_working_set_bytes(kind: LayerKind, dropped: Set[str]) -> int:
+    """Most that a layer's backward pass holds above what the layer kept.
+
+    Units come back when a step of the backward pass needs them and go when the last such step is done; what was kept of
+    units that no later step needs is gone as well. Gradients on their way (`transient_bytes`) come on top.
+
+    Args:
+        kind: the layer.
+        dropped: its dropped units, all replayed on demand.
+    """
+    reads = {unit.name: unit.reads for unit in kind.units}
+    steps = [step.needs for step in kind.backward] or [()]
+    last_use = {unit: index for index, needs in enumerate(steps) for unit in needs}
+    # A unit of which no step says that it needs it counts all the time.
+    replayed = set(dropped) - _replayed_for([*last_use], reads, dropped)
+    peak_bytes = 0
+    for index, needs in enumerate(steps):
+        now = _replayed_for(needs, reads, dropped) - replayed
+        replayed |= now
+        held_bytes = 0
+        for row in kind.storages:
+            if row.maker is None:
+                continue
+            is_over = last_use.get(row.maker, index) < index
+            if row.is_brought_back(dropped) and row.maker in replayed:
+                held_bytes += 0 if is_over or (not row.held and row.maker not in now) else row.nbytes
+            elif is_over and row.is_kept(dropped):
+                held_bytes -= row.nbytes
+        peak_bytes = max(peak_bytes, held_bytes)
+    return peak_bytes + kind.transient_bytes
+
+
+def _replayed_for(needs: Sequence[str], reads: Mapping[str, Sequence[str]], dropped: Set[str]) -> set[str]:
+    """The dropped units among `needs`, and the dropped ones that their replays read."""
+    found: set[str] = set()
+    waiting = [unit for unit in needs if unit in dropped]
+    while waiting:
+        unit = waiting.pop()
+        if unit not in found:
+            found.add(unit)
+            waiting += [other for other in reads.get(unit, ()) if other in dropped]
+    return found
+
+
+def stage_memory(
+    profile: Profile,
+    split: Split,
+    stage: int,
+    dropped: Mapping[int, Set[str]],
+    in_flight: Sequence[int],
+    *,
+    prefetch_cap_bytes: int = 0,
+    margin_fraction: float = MARGIN_FRACTION,
+) -> MemoryTable:
+    """Peak memory of a rank of one pipeline stage.
+
+    Args:
+        profile: sizes.
+        split: layers of all stages and chunks.
+        stage: which one.
+        dropped: by layer of the model, its dropped units; a layer that is missing drops nothing.
+        in_flight: for each chunk of the stage the most microbatches between forward and backward
+            (`overlap_recompute.schedules.in_flight_microbatches(row).peak_by_chunk`).
+        prefetch_cap_bytes: most that is recomputed ahead of need.
+        margin_fraction: of the activation terms, for the allocator.
+    """
+    chunks = layers_of(split)[stage]
+    is_first, is_last = stage == 0, stage == len(split) - 1
+    static = static_bytes_of_stage(profile, split, stage)
+    kept = [sum(layer_kept_bytes(profile.kind_of(n), dropped.get(n, NOTHING)) for n in layers) for layers in chunks]
+    kept[0] += profile.embedding.kept_bytes if is_first else 0
+    kept[-1] += profile.head.kept_bytes if is_last else 0
+    kept_bytes = sum(count * nbytes for count, nbytes in zip(in_flight, kept, strict=True))
+    working_bytes = max(_chunk_working_set_bytes(profile, split, stage, chunk, dropped) for chunk in range(len(chunks)))
+    head_bytes = max(0, profile.head.transient_bytes - working_bytes) if is_last else 0
+    activations = kept_bytes + prefetch_cap_bytes + working_bytes + head_bytes
+    return MemoryTable(
+        parameters_bytes=static.parameters_bytes,
+        gradients_bytes=static.gradients_bytes,
+        optimizer_bytes=static.optimizer_bytes,
+        kept_bytes=kept_bytes,
+        prefetched_bytes=prefetch_cap_bytes,
+        working_set_bytes=working_bytes,
+        head_bytes=head_bytes,
+        communication_bytes=profile.communication_bytes + _transfer_bytes(profile, stage, len(split), len(chunks)),
+        base_bytes=profile.base_bytes,
+        margin_bytes=int(activations * margin_fraction),
+    )
+
+
+def _chunk_working_set_bytes(
+    profile: Profile, split: Split, stage: int, chunk: int, dropped: Mapping[int, Set[str]]
+) -> int:
+    """Most that one backward pass through a chunk holds above all that was kept for it."""
+    is_first, is_last = (stage, chunk) == (0, 0), (stage, chunk) == (len(split) - 1, len(split[0]) - 1)
+    freed_bytes = profile.head.kept_bytes if is_last else 0
+    # With one matrix for both ends, autograd holds the head's part of its gradient until the embedding's is there.
+    waiting_bytes = profile.tied_parameters * profile.static.parameter_bytes if is_first and len(split) == 1 else 0
+    most_bytes = 0
+    for layer in reversed(layers_of(split)[stage][chunk]):
+        kind, units = profile.kind_of(layer), dropped.get(layer, NOTHING)
+        most_bytes = max(most_bytes, layer_working_set_bytes(kind, units) + waiting_bytes - freed_bytes)
+        freed_bytes += layer_kept_bytes(kind, units)
+    if is_first:
+        most_bytes = max(most_bytes, profile.embedding.transient_bytes + waiting_bytes - freed_bytes)
+    return most_bytes
+
+
+def _transfer_bytes(profile: Profile, stage: int, stages: int, chunks: int) -> int:
+    """Tensors between stages that nobody counts as kept: an output and a gradient on their way out, a gradient in."""
+    if stages == 1:
+        return 0
+    behind = stage < stages - 1 or chunks > 1
+    before = stage > 0 or chunks > 1
+    return profile.boundary_bytes * (2 * behind + before)

@@ -1,0 +1,148 @@
+"""`opt`: the optimum of a stage by mixed-integer programming, with a proven bound; needs SciPy.
+
+HiGHS runs in slices that double in length. Each slice looks only for what is better than the best solution known, so
+the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the search with the best
+solution so far.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from overlap_recompute.plan.errors import UserError
+from overlap_recompute.planner.milp import Program, build_program, matrix
+from overlap_recompute.planner.packing import Effort
+from overlap_recompute.planner.problem import Fill, StageSolution
+from overlap_recompute.planner.progress import Progress, Report, gap_of
+from overlap_recompute.planner.workspace import Workspace, assemble, price
+
+GAP = 0.01
+FIRST_SLICE_S = 2.0
+_EPSILON = 1e-6
+_OPTIMAL, _INFEASIBLE, _UNBOUNDED, _OTHER = 0, 2, 3, 4
+
+
+class SolverError(UserError):
+    """The solver is missing, or found nothing in time."""
+
+
+class _Slice(NamedTuple):
+    status: int
+    bound_us: float
+    solution: StageSolution | None
+
+
+def improve(
+    workspace: Workspace,
+    best: StageSolution | None,
+    *,
+    limit_s: float,
+    gap: float = GAP,
+    report: Report | None = None,
+) -> StageSolution | None:
+    """Search until the gap is proven or time is up; None if there is no solution or none was found.
+
+    Args:
+        workspace: the problem, with all policies that may matter.
+        best: where to start from, with its bound.
+        limit_s: how long to search.
+        gap: relative gap that is good enough.
+        report: told about progress, from time to time.
+
+    Raises:
+        SolverError: SciPy is not installed.
+    """
+    begin_s, slice_s = time.monotonic(), FIRST_SLICE_S
+    program = build_program(workspace)
+    bound_us = 0.0 if best is None else best.bound_us
+    try:
+        while True:
+            exposed_us = np.inf if best is None else best.exposed_us
+            left_s = limit_s - (time.monotonic() - begin_s)
+            if report is not None:
+                elapsed_s = time.monotonic() - begin_s
+                report(
+                    Progress(
+                        stage=workspace.problem.stage, exposed_us=exposed_us, bound_us=bound_us, elapsed_s=elapsed_s
+                    )
+                )
+            if gap_of(exposed_us, bound_us) <= gap or left_s <= 0:
+                break
+            found = _search(workspace, program, exposed_us, gap, min(slice_s, left_s))
+            slice_s *= 2
+            if found.solution is not None and found.solution.exposed_us < exposed_us:
+                best = found.solution
+            bound_us = max(bound_us, found.bound_us)
+            if found.status == _INFEASIBLE:
+                break
+            if found.status == _OPTIMAL:
+                break
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+    return None if best is None else replace(best, bound_us=min(bound_us, best.exposed_us))
+
+
+def _search(workspace: Workspace, program: Program, below_us: float, gap: float, limit_s: float) -> _Slice:
+    """One run of HiGHS for something better than `below_us`."""
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+    except ImportError as error:
+        raise SolverError(
+            "no SciPy, which this planner needs",
+            "an installed scipy >= 1.9",
+            "install it (pip install scipy), or use --planner mix",
+        ) from error
+    columns = program.columns
+    rows, sides = matrix(program.rows, columns.count)
+    equal_rows, equal_sides = matrix(program.equalities, columns.count)
+    constraints = [LinearConstraint(rows, -np.inf, sides), LinearConstraint(equal_rows, equal_sides, equal_sides)]
+    scale_us = max(1.0, float(np.max(np.abs(program.objective))))
+    if np.isfinite(below_us):
+        limit_us = below_us - max(_EPSILON, below_us * max(_EPSILON, gap / 4))
+        constraints.append(LinearConstraint(program.objective[None, :] / scale_us, -np.inf, limit_us / scale_us))
+    integral, upper = np.zeros(columns.count), np.ones(columns.count)
+    for column in (*columns.dropped.values(), *columns.placed.values()):
+        integral[column] = 1
+    upper[list(columns.overrun.values())] = sum(float(np.sum(workspace.table(i).unit_us)) for i in _layers(workspace))
+    result = milp(
+        program.objective / scale_us,
+        integrality=integral,
+        bounds=Bounds(0, upper),
+        constraints=constraints,
+        options={"time_limit": limit_s, "mip_rel_gap": gap / 2},
+    )
+    bound = getattr(result, "mip_dual_bound", None)
+    bound_us = float(bound) * scale_us if bound is not None and np.isfinite(bound) else 0.0
+    if np.isfinite(below_us):
+        bound_us = min(bound_us, limit_us)  # beyond that the search proves nothing
+    solution = None if result.x is None else _read(workspace, program, result.x)
+    # All variables have bounds: "infeasible or unbounded" can only mean the former.
+    infeasible = result.x is None and result.status in (_INFEASIBLE, _UNBOUNDED, _OTHER)
+    if infeasible:
+        return _Slice(_INFEASIBLE, limit_us if np.isfinite(below_us) else 0.0, None)
+    return _Slice(int(result.status), max(0.0, bound_us), solution)
+
+
+def _layers(workspace: Workspace) -> range:
+    return range(len(workspace.problem.layers))
+
+
+def _read(workspace: Workspace, program: Program, values: Any) -> StageSolution | None:
+    """The better of the program's windows and those of the packing heuristic, for its choice of policies."""
+    columns, layers = program.columns, range(len(workspace.problem.layers))
+    choice = tuple(
+        max(range(len(workspace.table(i).masks)), key=lambda p: values[columns.policy[i, p]])  # noqa: B023
+        for i in layers
+    )
+    fills = [
+        Fill(layer=i, unit=u, window=w)
+        for (i, u, w), column in columns.placed.items()
+        if values[column] > 0.5
+    ]
+    found = assemble(workspace, choice, fills)
+    if found.total_bytes > workspace.problem.budget_bytes:  # the solver's tolerance
+        return price(workspace, choice, Effort(width=8, sums=64, jobs=10))
+    return found

@@ -1,0 +1,244 @@
+"""One stage problem in, its solution out: the planners by name, and a memory of what was solved already."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.profile import LayerKind
+from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute
+from overlap_recompute.planner.build import ALL_KINDS
+from overlap_recompute.planner.heu import solve_heu
+from overlap_recompute.planner.mix import solve_mix
+from overlap_recompute.planner.infeasible import SEARCHING, InfeasibleError
+from overlap_recompute.planner.opt import GAP, SolverError, improve
+from overlap_recompute.planner.packing import Effort
+from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies
+from overlap_recompute.planner.problem import StageProblem, StageSolution
+from overlap_recompute.planner.progress import Report
+from overlap_recompute.planner.search import smallest
+from overlap_recompute.planner.workspace import Workspace, assemble, loads, price
+
+STATES = 4096
+"""Of the dynamic program of adapipe."""
+CHECKMATE_S = 1.0
+"""For checkmate's program, a stage. Layers of one kind can be exchanged, which such a program is slow to see through; it
+starts from what adapipe found."""
+EFFORT = Effort(width=4, sums=24, jobs=6)
+"""With which early fills its waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How hard opt searches."""
+
+    limit_s: float = 60.0
+    """For each distinct stage problem."""
+    gap: float = GAP
+    """Proven relative gap that is good enough."""
+    report: Report | None = None
+    """Told about progress, from time to time."""
+
+
+class Memory:
+    """What has been priced and solved so far; make one and pass it to all calls that belong together.
+
+    A solution that was found for a smaller budget is a solution for a larger one, so plans made with one memory in rising
+    order of budgets never get slower.
+    """
+
+    __slots__ = ("_tables", "_exact", "_solutions")
+
+    def __init__(self) -> None:
+        self._tables: dict[LayerKind, PolicyTable] = {}
+        self._exact: dict[LayerKind, PolicyTable] = {}
+        self._solutions: dict[tuple[object, ...], list[tuple[int, StageSolution | None]]] = {}
+
+    def table(self, kind: LayerKind) -> PolicyTable:
+        """All policies of a layer kind."""
+        if kind not in self._tables:
+            self._tables[kind] = price_policies(kind)
+        return self._tables[kind]
+
+    def exact(self, kind: LayerKind) -> PolicyTable:
+        """Those that may be part of an optimum."""
+        if kind not in self._exact:
+            self._exact[kind] = exact(self.table(kind))
+        return self._exact[kind]
+
+    def recall(self, key: tuple[object, ...], budget_bytes: int) -> tuple[bool, StageSolution | None]:
+        """Whether this very problem was solved, and the best solution of its like that fits."""
+        entries = self._solutions.get(key, [])
+        known = any(budget == budget_bytes for budget, _ in entries)
+        fitting = [found for _, found in entries if found is not None and found.total_bytes <= budget_bytes]
+        best = min(fitting, key=lambda found: found.exposed_us, default=None)
+        # A bound holds for its own budget and smaller ones only.
+        bounds = [found.bound_us for budget, found in entries if found is not None and budget >= budget_bytes]
+        return known, None if best is None else replace(best, bound_us=max(bounds, default=0.0))
+
+    def store(self, key: tuple[object, ...], budget_bytes: int, found: StageSolution | None) -> None:
+        """Remember a solution."""
+        self._solutions.setdefault(key, []).append((budget_bytes, found))
+
+
+Planner = Callable[[StageProblem, Memory, Search], StageSolution | None]
+"""Solves a stage; None if nothing fits."""
+
+
+def window_kinds_of(planner: str) -> tuple[str, ...]:
+    """Kinds of windows that a planner fills."""
+    if planner in SEARCHING:
+        return ALL_KINDS
+    return (WindowKind.PP_WAIT.value,) if planner == "early" else ()
+
+
+def solve_stage(
+    problem: StageProblem, planner: str = "heu", *, memory: Memory | None = None, search: Search = Search()
+) -> StageSolution:
+    """Solve one stage.
+
+    Args:
+        problem: what to solve.
+        planner: a name of `PLANNERS`; those that take one choice for all stages take it for this one alone.
+        memory: of earlier calls; identical problems are solved once.
+        search: how long opt may search.
+
+    Raises:
+        InfeasibleError: nothing fits into the memory.
+        ConfigError: no such planner.
+        SolverError: the planner needs a solver that is not installed, or found nothing in time.
+    """
+    check_planner(planner)
+    memory = Memory() if memory is None else memory
+    if planner in COMMON:
+        return solve_common([problem], planner, memory)[0]
+    *rest, budget_bytes = problem.content()
+    key = (planner, search.limit_s, search.gap, *rest)
+    known, best = memory.recall(key, problem.budget_bytes)
+    if not known:
+        memory.store(key, problem.budget_bytes, _BY_STAGE[planner](problem, memory, search))
+        best = memory.recall(key, problem.budget_bytes)[1]
+    if best is None:
+        raise infeasible(problem, planner, memory)
+    return best
+
+
+def solve_common(problems: Sequence[StageProblem], planner: str, memory: Memory) -> list[StageSolution]:
+    """The first of a baseline's choices for all stages that fits on each of them.
+
+    Raises:
+        InfeasibleError: none does; with the stage that is furthest from it.
+    """
+    closest: tuple[int, int] | None = None
+    for choice in COMMON[planner](problems):
+        found = [priced(problem, dropped, memory) for problem, dropped in zip(problems, choice, strict=True)]
+        short = [solution.total_bytes - problem.budget_bytes for solution, problem in zip(found, problems, strict=True)]
+        if max(short) <= 0:
+            return found
+        worst = (max(short), problems[short.index(max(short))].stage)
+        closest = worst if closest is None else min(closest, worst)
+    assert closest is not None
+    raise InfeasibleError(closest[1], closest[0], planner)
+
+
+def priced(problem: StageProblem, dropped: Dropped, memory: Memory) -> StageSolution:
+    """The price of given dropped sets on demand, whether or not they fit."""
+    workspace = Workspace(problem, [memory.table(kind) for kind in problem.kinds])
+    choice = tuple(workspace.table(layer).find(names) for layer, names in enumerate(dropped))
+    return assemble(workspace, choice, ())
+
+
+def least_bytes(problem: StageProblem, memory: Memory) -> int:
+    """Memory that the smallest choice of policies needs, nothing prefetched."""
+    unlimited = replace(problem, budget_bytes=1 << 62)
+    workspace = Workspace(unlimited, [memory.exact(kind) for kind in problem.kinds])
+    return min((sum(workspace.memory(choice)) for choice in smallest(workspace)), default=problem.floor_bytes)
+
+
+def infeasible(problem: StageProblem, planner: str, memory: Memory) -> Exception:
+    """Why nothing was found."""
+    short_bytes = least_bytes(problem, memory) - problem.budget_bytes
+    if short_bytes > 0:
+        return InfeasibleError(problem.stage, short_bytes, planner)
+    return SolverError(
+        f"no plan for stage {problem.stage} within the time limit",
+        "a search that finds one",
+        "raise --time-limit-s, or use --planner heu",
+    )
+
+
+def check_planner(planner: str) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        ConfigError: with the names.
+    """
+    if planner not in PLANNERS:
+        raise ConfigError(f"the planner {planner}", f"one of {', '.join(PLANNERS)}", "correct the name")
+
+
+def _fast(problem: StageProblem, memory: Memory) -> Workspace:
+    tables = [memory.table(kind) for kind in problem.kinds]
+    return Workspace(problem, [front(table, loads(problem, number, table)) for number, table in enumerate(tables)])
+
+
+def _exact(problem: StageProblem, memory: Memory) -> Workspace:
+    return Workspace(problem, [memory.exact(kind) for kind in problem.kinds])
+
+
+def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    return solve_heu(_fast(problem, memory))
+
+
+def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    return solve_mix(_fast(problem, memory))
+
+
+def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    start = solve_mix(_fast(problem, memory))
+    if start is None and least_bytes(problem, memory) > problem.budget_bytes:
+        return None
+    return improve(
+        _exact(problem, memory), start, limit_s=search.limit_s, gap=search.gap, report=search.report
+    )
+
+
+def _checkmate(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    blind = without_windows(problem)
+    start = least_recompute(_exact(blind, memory), STATES)
+    if start is None and least_bytes(problem, memory) > problem.budget_bytes:
+        return None
+    return improve(_exact(blind, memory), start, limit_s=min(CHECKMATE_S, search.limit_s), gap=search.gap)
+
+
+def _adapipe(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    return least_recompute(_exact(without_windows(problem), memory), STATES)
+
+
+def _early(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    found = least_recompute(_exact(without_windows(problem), memory), STATES)
+    if found is None:
+        return None
+    workspace = Workspace(problem, [memory.table(kind) for kind in problem.kinds])
+    choice = tuple(workspace.table(layer).find(names) for layer, names in enumerate(found.dropped))
+    return price(workspace, choice, EFFORT)
+
+
+def without_windows(problem: StageProblem) -> StageProblem:
+    """The same stage, everything on demand."""
+    layers = tuple(
+        replace(layer, first_window=0, own_window=0, deadlines=(0,) * len(layer.deadlines)) for layer in problem.layers
+    )
+    return replace(problem, windows=(), layers=layers, window_kinds=())
+
+
+_BY_STAGE: Mapping[str, Planner] = {
+    "heu": _heu,
+    "mix": _mix,
+    "opt": _opt,
+    "checkmate": _checkmate,
+    "adapipe": _adapipe,
+    "early": _early,
+}
+PLANNERS = (*_BY_STAGE, *COMMON)
+"""Names of all planners."""

@@ -1,0 +1,87 @@
+"""Bytes of the storages that operations make, exactly and at any time: also of fake tensors, which take no memory."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from overlap_recompute.runtime.storages import storage_of
+from overlap_recompute.runtime.trees import tensors_in
+
+
+class StorageRecord:
+    """One storage, from the operation that made it, or from when it was first seen, to its death."""
+
+    __slots__ = ("nbytes", "is_counted", "is_kept", "ref")
+
+    def __init__(self, nbytes: int, is_counted: bool) -> None:
+        self.nbytes = nbytes
+        self.is_counted = is_counted
+        """Whether an operation under the mode made it."""
+        self.is_kept = False
+        """Whether it was declared kept for backward (`LiveBytes.keep`)."""
+        self.ref: weakref.ref[torch.UntypedStorage] | None = None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts what operations make while it is active: a storage counts until nobody refers to it.
+
+    Temporaries inside of one operation are not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.kept_bytes = 0
+        """The part of it that was declared kept."""
+        self.peak_bytes = 0
+        """Most that lived since `start_span`."""
+        self.besides_peak_bytes = 0
+        """Most that lived besides what is kept since `start_span`."""
+        self._records: dict[int, StorageRecord] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(result if isinstance(result, tuple | list) else (result,)):
+            storage = storage_of(tensor)
+            if storage is not None:
+                self.record(storage, is_made=True)
+        return result
+
+    def record(self, storage: torch.UntypedStorage, *, is_made: bool = False) -> StorageRecord:
+        """The record of a storage; `is_made`: count it from now on if it is new."""
+        key: int = storage._cdata
+        known = self._records.get(key)
+        if known is not None and known.ref is not None and known.ref() is storage:
+            return known
+        record = StorageRecord(storage.nbytes(), is_made)
+        record.ref = weakref.ref(storage, lambda _: self._forget(key, record))
+        self._records[key] = record
+        if is_made:
+            self.live_bytes += record.nbytes
+            self._note()
+        return record
+
+    def keep(self, record: StorageRecord) -> None:
+        """Declare that a storage is kept for backward."""
+        if record.is_counted and not record.is_kept and record.ref is not None and record.ref() is not None:
+            record.is_kept = True
+            self.kept_bytes += record.nbytes
+
+    def start_span(self) -> None:
+        """Let peaks begin at what lives now."""
+        self.peak_bytes = self.live_bytes
+        self.besides_peak_bytes = self.live_bytes - self.kept_bytes
+
+    def _note(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.besides_peak_bytes = max(self.besides_peak_bytes, self.live_bytes - self.kept_bytes)
+
+    def _forget(self, key: int, record: StorageRecord) -> None:
+        if record.is_counted:
+            self.live_bytes -= record.nbytes
+        if record.is_kept:
+            self.kept_bytes -= record.nbytes
+        if self._records.get(key) is record:
+            del self._records[key]

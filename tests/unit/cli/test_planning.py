@@ -1,0 +1,151 @@
+"""`plan`, `explain`, `compare`, `sweep` and `report` from their words to their output."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from overlap_recompute.cli.main import main
+from overlap_recompute.plan.codec import write_record
+from overlap_recompute.plan.validation import read_plan
+from overlap_recompute.planner import make_plan
+from tests.unit.plan.samples import sample_profile
+
+GIB = 1 << 30
+SPLIT = ((3,), (3,))
+PROFILE = dataclasses.replace(
+    sample_profile(SPLIT),
+    # So large that budgets can be given in GiB with few digits.
+    kinds=tuple(
+        dataclasses.replace(
+            kind,
+            storages=tuple(dataclasses.replace(row, nbytes=row.nbytes << 20) for row in kind.storages),
+            transient_bytes=kind.transient_bytes << 20,
+        )
+        for kind in sample_profile(SPLIT).kinds
+    ),
+    origin=dataclasses.replace(
+        sample_profile(SPLIT).origin,
+        command="pretrain_gpt.py --lr 1e-4 --overlap-recompute-profile p.json --recompute-granularity full",
+    ),
+)
+
+
+def _total_gib(planner: str) -> float:
+    plan = make_plan(PROFILE, planner=planner, budget_bytes=100 * GIB)
+    return max(stage.predicted.memory.total_bytes for stage in plan.stages) / GIB
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    write_record(tmp_path / "profile.json", PROFILE)
+    return tmp_path
+
+
+BETWEEN = f"{(_total_gib('none') + _total_gib('full')) / 2:.4f}"
+
+
+def test_plan_writes_a_plan_and_says_what_it_does(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--output", f"{folder}/plan.json"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    plan = read_plan(folder / "plan.json")
+    assert plan.planner == "mix" and any(entry.dropped for entry in plan.stages[0].layers)
+    assert all(stage.predicted.memory.total_bytes <= plan.budget_bytes for stage in plan.stages)
+    assert "none  does not fit" in shown and "stage 0, layers" in shown
+    expected = "torchrun --nproc-per-node 4 pretrain_gpt.py --lr 1e-4 --pipeline-model-parallel-size 2"
+    assert f"{expected} --pipeline-model-parallel-layout 'Et*3|t*3L' --overlap-recompute" in shown
+    assert "--recompute-granularity" not in shown and "--overlap-recompute-profile" not in shown
+
+
+def test_plan_speaks_json_and_partitions(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--partition", "--planner", "heu", "--json"]
+    assert main(words) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["plan"]["version"] == 1 and sum(map(sum, data["plan"]["layout"]["split"])) == 6
+    assert {row["planner"] for row in data["baselines"]} >= {"none", "full", "checkmate", "adapipe"}
+
+
+def test_a_budget_that_is_too_small_names_stage_and_bytes(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", f"{folder}/profile.json", "--memory-gib", "0.1", "--output", f"{folder}/plan.json"]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "stage 0" in message and "MiB" in message and "--sequence-parallel" in message
+    assert not (folder / "plan.json").exists()
+
+
+def test_explain_tells_reasons_and_the_price_of_memory(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["plan", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--output", f"{folder}/plan.json", "--json"])
+    capsys.readouterr()
+    explain = ["explain", f"{folder}/plan.json", "--profile", f"{folder}/profile.json"]
+    assert main([*explain, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {facts["unit"] for facts in data["units"]} == {"norm", "fc", "act"}
+    assert data["stages"][0]["binding"] == "memory" and data["price_of_memory"]["saved_us"] > 0
+    assert main([*explain, "--layer", "0", "--unit", "act"]) == 0
+    assert "layer 0, act: " in capsys.readouterr().out
+    assert main([*explain, "--layer", "9"]) == 2
+    assert "a layer from 0 to 5" in capsys.readouterr().err
+    assert main([*explain, "--unit", "atc"]) == 2
+
+
+def test_compare_shows_all_arms(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--json"]) == 0
+    arms = {arm["arm"]: arm for arm in json.loads(capsys.readouterr().out)["arms"]}
+    assert not arms["none"]["fits"] and "above the memory budget" in arms["none"]["reason"]
+    ours, full, stock = (arms[name]["iteration_us"] for name in ("mix", "full", "stock-full"))
+    assert ours < full < stock
+    assert arms["mix+partition"]["iteration_us"] <= ours
+    assert main(["compare", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--arms", "mixx"]) == 2
+
+
+def test_sweep_takes_the_best_layout_of_each_arm(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "sweep --models gpt-1.3b --hardware a100-40gb-pcie --gpus 4 --tensor-parallel 1,2 --pipeline-parallel 1,2"
+    rest = "--micro-batch 4 --global-batch 16 --arms stock-full,heu --csv".split()
+    assert main([*words.split(), *rest, f"{tmp_path}/points.csv"]) == 0
+    shown = capsys.readouterr().out
+    assert "gpt-1.3b on a100-40gb-pcie" in shown and "every figure is simulated" in shown
+    assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 4 * 2
+
+
+def test_sensitivity_knows_where_the_gain_vanishes(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--sensitivity", f"{folder}/profile.json", "--memory-gib", "100", "--planner", "none", "--json"]
+    assert main(words) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert len(points) == 21 and all(point["gain"] >= 1.0 for point in points)
+    compute = [point["gain"] for point in points if point["what"] == "compute"]
+    assert compute == sorted(compute, reverse=True)  # recompute weighs less as devices get faster
+
+
+def test_report_writes_one_page(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--arms", "none,stock-full,full,mix"]
+    assert main([*words, "--output", f"{folder}/report.html"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "Timeline of mix" in page and "none: found stage 0" in page and "R(L" in page
+    assert main([*words, "--output", f"{folder}/no/report.html"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("plan", "no profile file and no --model"),
+        ("plan profile.json --model gpt-7b --memory-gib 1", "a profile file and --model"),
+        ("plan --model gpt-7b", "no profile file and no --hardware"),
+        ("plan --model gpt-8b --hardware h100-sxm", "gpt-7b"),
+        ("plan --model gpt-7b --hardware h100", "h100-sxm"),
+        ("plan missing.json", "missing.json"),
+        ("compare missing.json --memory-gib many", "missing.json"),
+        ("sweep --models gpt-7b", "no --hardware"),
+        ("sweep --sensitivity missing.json", "without --memory-gib"),
+        ("sweep --models gpt-7b --hardware h100-sxm --gpus 7 --tensor-parallel 2", "7 GPUs"),
+    ],
+)
+def test_wrong_words_are_one_sentence(words: str, found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    message = capsys.readouterr().err
+    assert found in message and message.count("\n") == 1

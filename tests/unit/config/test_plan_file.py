@@ -1,0 +1,85 @@
+"""--overlap-recompute-plan: layers go where the plan says, and other runs' plans are refused."""
+
+import pathlib
+from dataclasses import replace
+
+import pytest
+
+from megatron.pretrain.config import PretrainConfig, validate
+from megatron.pretrain.config.model_fingerprint import model_fingerprint
+from megatron.pretrain.config.run_layout import layout_of
+from overlap_recompute.plan.codec import write_record
+from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.plan_file import Plan
+from overlap_recompute.plan.software import software_versions
+from overlap_recompute.plan.split import Split
+from tests.unit.config.conftest import Parse
+from tests.unit.plan.samples import sample_plan, sample_profile
+
+PP2 = "--pipeline-model-parallel-size 2"
+
+
+def plan_for(config: PretrainConfig, split: Split) -> Plan:
+    """A plan that the run of `config` may carry out."""
+    plan = sample_plan(sample_profile(split))
+    return replace(
+        plan,
+        model_fingerprint=model_fingerprint(config),
+        layout=replace(layout_of(config), split=split),
+        software=software_versions(),
+    )
+
+
+@pytest.fixture
+def with_plan(parse: Parse, tmp_path: pathlib.Path):
+    """Parses flags with a plan that fits but for the changes."""
+
+    def build(flags: str = "", *, split: Split = ((1,), (3,)), **changes: object) -> PretrainConfig:
+        path = tmp_path / "plan.json"
+        write_record(path, replace(plan_for(parse(PP2, world_size=2), split), **changes))
+        return parse(f"{PP2} --overlap-recompute --overlap-recompute-plan {path} {flags}", world_size=2)
+
+    return build
+
+
+def test_the_split_is_the_plans(with_plan) -> None:
+    config = with_plan()
+    validate(config)
+    assert config.parallel.pipeline_model_parallel_layout == "Et|t*3L"
+    assert layout_of(config).split == ((1,), (3,))
+    assert any("--pipeline-model-parallel-layout is Et|t*3L, as in" in note for note in config.notes)
+
+
+def test_an_even_split_needs_no_layout(with_plan) -> None:
+    config = with_plan(split=((2,), (2,)))
+    validate(config)
+    assert config.parallel.pipeline_model_parallel_layout is None
+
+
+def test_a_layout_that_says_the_same_is_accepted(with_plan) -> None:
+    validate(with_plan("--pipeline-model-parallel-layout Et|tttL"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "message"),
+    [
+        ("--pipeline-model-parallel-layout Ettt|tL", {}, "layout.split is Et|t*3L; expected Et*3|tL, as in this run"),
+        ("--micro-batch-size 1 --global-batch-size 4", {}, "layout.micro_batch is 2; expected 1"),
+        ("--attention-dropout 0.25", {}, "model_fingerprint is"),
+        ("--no-bias-gelu-fusion", {}, "model_fingerprint is"),
+        ("", {"model_fingerprint": "m0"}, "model_fingerprint is m0; expected"),
+        ("", {"software": (("torch", "1.0"),)}, "software is torch 1.0 (here"),
+    ],
+)
+def test_plans_of_other_runs_are_refused(with_plan, flags: str, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(with_plan(flags, **changes))
+    assert message in str(error.value)
+
+
+def test_a_computed_plan_names_no_versions(with_plan) -> None:
+    validate(with_plan(software=()))
+
+
+def test_the_number_of_microbatches_may_differ(with_plan) -> None:
+    validate(with_plan("--global-batch-size 64"))
