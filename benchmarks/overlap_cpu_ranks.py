@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
@@ -126,6 +127,15 @@ def medians(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(turn[name] for turn in figures if name in turn) for name in sorted(names)}
 
 
+def peaks_of_ranks(rank: int, ranks: int) -> list[int]:
+    """Most resident memory of each rank's process so far, all of its arms together."""
+    peaks = torch.zeros(ranks, dtype=torch.int64)
+    peaks[rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    torch.distributed.all_reduce(peaks)
+    found: list[int] = peaks.tolist()
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", required=True, help='JSON: {"base": [flags], "arms": {name: [flags]}}')
@@ -144,9 +154,15 @@ def main() -> int:
             start = turn % len(arms)
             for arm in [*arms[start:], *arms[:start]]:
                 take_turn(arm, options.iterations)
+        peaks = peaks_of_ranks(config.world.rank, config.world.world_size)
         if config.world.rank == config.world.world_size - 1:
             result = {
-                arm.name: {"times_s": arm.times_s, "losses": arm.losses, "figures": medians(arm.figures)}
+                arm.name: {
+                    "times_s": arm.times_s,
+                    "losses": arm.losses,
+                    "figures": medians(arm.figures),
+                    "peak_rss_bytes": peaks,
+                }
                 for arm in arms
             }
             options.output.write_text(json.dumps(result))

@@ -9,6 +9,7 @@ filled. The best of some calls in one process counts; building the lists of acti
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import platform
 import subprocess
@@ -115,15 +116,16 @@ def page(rows: list[list[str]], command: str) -> str:
             "",
             f"Commit {commit.stdout.strip()} and later changes, {date.today().isoformat()}, {machine}, one core. "
             f"{STAGES} pipeline stages, all units of all layers dropped. Best of {REPEATS} calls in one process "
-            "(every microbatch with more than 256 of them: one call).",
+            "(every microbatch with more than 256 of them: one call). Load of the machine afterwards (this program alone "
+            f"makes 1): {os.getloadavg()[0]:.0f}.",
             "",
             f"    {command}",
             "",
             *lines,
             "",
             f"The aim for {LAYERS} layers and 512 microbatches is {TARGET_S} s: {verdict} with {target:.3f} s. Both "
-            "columns give the same iteration (the script compares them). With every microbatch the time is linear in their number; "
-            "layers cost little, because a pass in a state that was seen before is looked up.",
+            "columns give the same iteration (the script compares them). With every microbatch the time is linear in "
+            "their number; layers cost little, because a pass in a state that was seen before is looked up.",
             "",
             "![Time by number of microbatches](../docs/images/simulator_time.png)",
             "",

@@ -1,8 +1,8 @@
 """Show what overlapped recompute does on this machine: a table of arms, and the two lanes of a real backward pass.
 
 Trains a small GPT on two CPU ranks (tensor parallel 2) over an EMULATED link - transfers complete after the time that
-the named rate gives - in four ways that take turns in one run. No root is needed. `benchmarks/overlap_cpu.py` measures
-the same over really shaped links.
+the named rate gives - in four ways, or five with a plan, that take turns in one run. No root is needed.
+`benchmarks/overlap_cpu.py` measures the same over really shaped links.
 
     .venv/bin/python tools/show_overlap.py --output runs/quickstart/overlap
 """
@@ -21,8 +21,10 @@ from benchmarks.overlap_cpu import BASE, FULL, TP2, summary  # noqa: E402
 OVERLAPPED = ["--overlap-recompute", "--overlap-recompute-policy", "all"]
 
 
-def measure(folder: pathlib.Path, gbps: float, latency_us: float, rounds: int) -> dict[str, dict]:
-    """Run the arms on two ranks; the overlapped one leaves its trace in `folder`."""
+def measure(
+    folder: pathlib.Path, gbps: float, latency_us: float, rounds: int, plan: pathlib.Path | None
+) -> dict[str, dict]:
+    """Run the arms on two ranks, with a plan if there is one; the overlapped one leaves its trace in `folder`."""
     link = ["--emulate-link-gbps", str(gbps), "--emulate-link-latency-us", str(latency_us)]
     arms = {
         "none": [],
@@ -30,6 +32,8 @@ def measure(folder: pathlib.Path, gbps: float, latency_us: float, rounds: int) -
         "same units, on demand": [*OVERLAPPED, "--overlap-recompute-serialize"],
         "overlapped": [*OVERLAPPED, "--overlap-recompute-trace", str(folder / "trace")],
     }
+    if plan is not None:
+        arms["planned"] = ["--overlap-recompute", "--overlap-recompute-plan", str(plan.resolve())]
     output = folder / "arms.json"
     case = json.dumps({"base": [*BASE, *TP2, *link], "arms": arms})
     command = [
@@ -49,10 +53,11 @@ def main() -> int:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the trace and the picture")
     parser.add_argument("--gbps", type=float, default=0.4, help="emulated rate, Gbit/s (default: %(default)s)")
     parser.add_argument("--latency-us", type=float, default=100.0, help="emulated latency (default: %(default)s)")
+    parser.add_argument("--plan", type=pathlib.Path, help="a plan to train with, as one more arm")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each arm (default: %(default)s)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    result = measure(options.output, options.gbps, options.latency_us, options.rounds)
+    result = measure(options.output, options.gbps, options.latency_us, options.rounds, options.plan)
     link = f"an emulated link of {options.gbps:g} Gbit/s"
     print(f"Two ranks, tensor parallel 2, over {link}; medians of {options.rounds} iterations:\n")
     print("\n".join(summary(result)))

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.parser import one_of
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
-from overlap_recompute.cli.sources import add_source_arguments, budget_of, hardware_of, profile_of
+from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, hardware_of, profile_of
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.profile import Layout, Profile
 from overlap_recompute.plan.split import layout_text
@@ -32,9 +32,7 @@ ALL_ARMS = (*ARMS, "opt", *(f"{name}{PARTITIONED}" for name in ("heu", "opt")))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_source_arguments(parser)
-    parser.add_argument(
-        "--memory-gib", metavar="X", help="memory of one rank (most of the device's, where it is known)"
-    )
+    add_budget_arguments(parser)
     parser.add_argument("--arms", metavar="NAME,...", default=",".join(ARMS), help=f"of {', '.join(ALL_ARMS)}")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
 
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     """Compare and write the table."""
     names = arms_of(options.arms)
     profile = profile_of(options)
-    budget_bytes, hardware = budget_of(options), hardware_of(options)
+    budget_bytes, hardware = budget_of(options, profile), hardware_of(options)
     arms = run_arms(profile, names, budget_bytes, progress=progress_line(out))
     if options.json:
         data = {

@@ -12,7 +12,7 @@ from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.launch import launch_command
 from overlap_recompute.cli.parser import one_of, whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms, layer_lines
-from overlap_recompute.cli.sources import add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.errors import ConfigError
@@ -43,9 +43,7 @@ BASELINES = ("none", STOCK_FULL, "full", "selective", "uniform", "block", "check
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_source_arguments(parser)
-    parser.add_argument(
-        "--memory-gib", metavar="X", help="memory of one rank (most of the device's, where it is known)"
-    )
+    add_budget_arguments(parser)
     parser.add_argument("--planner", metavar="NAME", default="mix", help=f"one of {', '.join(PLANNERS)} (mix)")
     parser.add_argument("--partition", action="store_true", help="search for the best split of the layers, too")
     parser.add_argument("--stages", metavar="N", help="plan for so many stages (the profile's)")
@@ -59,7 +57,8 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     """Plan, write the plan, and say what it does."""
     planner = one_of("--planner", options.planner, PLANNERS)
     limit_s = whole_number("--time-limit-s", options.time_limit_s, 1)
-    profile, budget_bytes = profile_of(options), budget_of(options)
+    profile = profile_of(options)
+    budget_bytes = budget_of(options, profile)
     profile = _with_microbatches(profile, options.microbatches)
     split = _split(options, profile, budget_bytes, planner)
     progress = _progress(out) if planner == "opt" else None

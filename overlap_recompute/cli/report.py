@@ -9,7 +9,7 @@ from typing import TextIO
 
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.compare import arms_of, progress_line
-from overlap_recompute.cli.sources import add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.files import write_text_file
 from overlap_recompute.planner.comparison import ARMS, run_arm, run_arms
@@ -29,9 +29,7 @@ OURS = ("heu", "mix", "opt")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_source_arguments(parser)
-    parser.add_argument(
-        "--memory-gib", metavar="X", help="memory of one rank (most of the device's, where it is known)"
-    )
+    add_budget_arguments(parser)
     parser.add_argument("--arms", metavar="NAME,...", default=",".join(ARMS), help="to compare; as in compare")
     parser.add_argument("--draw", metavar="NAME", help="arm whose timeline is drawn (the fastest of ours)")
     parser.add_argument("--title", metavar="TEXT", help="of the page")
@@ -44,7 +42,8 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     if options.draw is not None:
         arms_of(options.draw)
     command = f"overlap-recompute {shlex.join(sys.argv[1:])}"
-    profile, budget_bytes = profile_of(options, command), budget_of(options)
+    profile = profile_of(options, command)
+    budget_bytes = budget_of(options, profile)
     results = run_arms(profile, names, budget_bytes, progress=progress_line(out))
     fitting = [arm for arm in results if arm.plan is not None and arm.result is not None]
     if not fitting:

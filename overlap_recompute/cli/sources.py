@@ -7,11 +7,13 @@ from overlap_recompute.cli.parser import whole_number
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import read_profile
+from overlap_recompute.planner import make_plan
 from overlap_recompute.simulator.analytic_options import profile_from_options
 from overlap_recompute.simulator.hardware import Hardware
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 BYTES_PER_GIB = 1 << 30
+_ENDLESS_BYTES = 1 << 60
 DEVICE_SHARE = 0.94
 """Of a device's memory that a plan uses when nobody says otherwise: the rest is for what the model does not count."""
 SIZES = {
@@ -72,18 +74,46 @@ def hardware_of(options: argparse.Namespace) -> Hardware | None:
     return None if options.hardware is None else hardware_from(options.hardware)
 
 
-def budget_of(options: argparse.Namespace) -> int:
-    """`--memory-gib` in bytes; by default most of the device's memory, where the hardware is known.
+def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that say how much memory a rank may use."""
+    parser.add_argument(
+        "--memory-gib", metavar="X", help="memory of one rank (most of the device's, where it is known)"
+    )
+    parser.add_argument(
+        "--memory-share", metavar="X", help="instead: this share of the way from full recompute's memory to none's"
+    )
+
+
+def budget_of(options: argparse.Namespace, profile: Profile) -> int:
+    """What a rank may use, in bytes; by default most of the device's memory, where the hardware is known.
 
     Raises:
-        ConfigError: not given and not known, or not a size.
+        ConfigError: not given and not known, given twice, or not a size.
     """
+    if options.memory_share is not None:
+        if options.memory_gib is not None:
+            raise ConfigError("--memory-gib and --memory-share", "one of the two", "leave one out")
+        return _shared_bytes(options.memory_share, profile)
     if options.memory_gib is None:
         hardware = hardware_of(options)
         if hardware is None:
-            raise ConfigError("no --memory-gib", "the memory of one rank in GiB", "add --memory-gib X")
+            raise ConfigError("no --memory-gib", "the memory of one rank", "add --memory-gib X, or --memory-share X")
         return int(hardware.memory_bytes * DEVICE_SHARE)
     return gib_in_bytes("--memory-gib", options.memory_gib)
+
+
+def _shared_bytes(text: str, profile: Profile) -> int:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--memory-share {text}", "a number from 0 (full recompute) to 1 (none)", "correct it")
+    none_bytes, full_bytes = (
+        max(stage.predicted.memory.total_bytes for stage in make_plan(profile, name, _ENDLESS_BYTES).stages)
+        for name in ("none", "full")
+    )
+    return int(full_bytes + (none_bytes - full_bytes) * share)
 
 
 def gib_in_bytes(flag: str, text: str) -> int:

@@ -5,12 +5,13 @@
     uniform     whole layers, spread evenly over each chunk: the fewest that fit (Megatron-LM's uniform drops all layers
                 and lets one number say how many share an input; our layers always keep theirs)
     block       the first k layers of each chunk of each stage, one k for all stages: the smallest that fits
-    selective   one set of Megatron-LM's modules for all layers of all stages: the one with the least recompute that fits
+    selective   one set of Megatron-LM's modules for all layers of all stages: the least recompute that fits
     checkmate   for each stage the least recompute that fits, by integer programming; blind to windows
     adapipe     the same by a dynamic program over layers, with one policy for each
     early       everything of adapipe, replayed ahead in pp_wait where there is room
 
-All but `early` replay on demand: `window_kinds` is empty. `uniform`, `block` and `selective` take one choice for all stages.
+All but `early` replay on demand: `window_kinds` is empty. `uniform`, `block` and `selective` take one choice for all
+stages.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

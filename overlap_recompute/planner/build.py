@@ -1,12 +1,12 @@
 """From profile, split and budget to the problem of one stage."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from overlap_recompute.plan.actions import Actions, Kind
 from overlap_recompute.plan.memory import MARGIN_FRACTION, stage_memory
-from overlap_recompute.plan.profile import COMPUTE, LayerKind, Pass, Profile
 from overlap_recompute.plan.plan_file import PIPELINE_WINDOW
+from overlap_recompute.plan.profile import COMPUTE, LayerKind, Pass, Profile
 from overlap_recompute.plan.split import Split, layers_of
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.planner.problem import ChunkMemory, StageLayer, StageProblem, Window
@@ -41,43 +41,17 @@ def build_stage_problem(
     Raises:
         ConfigError: there is no schedule for these sizes.
     """
-    chunks = len(split[0])
     if row is None:
-        row = pipeline_schedule(len(split), chunks, microbatches)[stage]
+        row = pipeline_schedule(len(split), len(split[0]), microbatches)[stage]
     used = sorted({profile.layers[layer] for indices in layers_of(split)[stage] for layer in indices})
-    number_of = {index: number for number, index in enumerate(used)}
-    partner = _forward_partners(row, chunks)
-    windows: list[Window] = []
-    layers: list[StageLayer] = []
-    for chunk, indices in enumerate(layers_of(split)[stage]):
-        first = len(windows)
-        before = layers_of(split)[stage][partner[chunk]] if chunk in partner else range(0)
-        for layer in before:
-            windows += _windows(profile.kind_of(layer).forward, f"F{layer}", window_kinds)
-        if pp_wait_us > 0 and WindowKind.PP_WAIT.value in window_kinds:
-            windows.append(Window(name=PIPELINE_WINDOW, length_us=pp_wait_us / chunks))
-        backward: list[StageLayer] = []
-        for layer in reversed(indices):
-            kind = profile.kind_of(layer)
-            backward.append(
-                StageLayer(
-                    layer=layer,
-                    chunk=chunk,
-                    kind=number_of[profile.layers[layer]],
-                    first_window=first,
-                    own_window=len(windows),
-                    deadlines=_deadlines(kind, window_kinds, len(windows)),
-                )
-            )
-            windows += _windows(kind.backward, f"B{layer}", window_kinds)
-        layers += reversed(backward)
+    windows, layers = _timelines(profile, split, stage, row, used, pp_wait_us, window_kinds)
     in_flight = in_flight_microbatches(row).peak_by_chunk
-    ends = _ends(profile, len(split), chunks, stage)
+    ends = _ends(profile, len(split), len(split[0]), stage)
     return StageProblem(
         stage=stage,
         kinds=tuple(profile.kinds[index] for index in used),
-        layers=tuple(layers),
-        windows=tuple(windows),
+        layers=layers,
+        windows=windows,
         chunks=tuple(
             ChunkMemory(in_flight=count, freed_bytes=freed, waiting_bytes=waiting, end_bytes=end)
             for count, (freed, waiting, end) in zip(in_flight, ends, strict=True)
@@ -86,6 +60,44 @@ def build_stage_problem(
         budget_bytes=_activation_budget_bytes(profile, split, stage, in_flight, budget_bytes),
         window_kinds=tuple(name for name in ALL_KINDS if name in window_kinds),
     )
+
+
+def _timelines(
+    profile: Profile,
+    split: Split,
+    stage: int,
+    row: Actions,
+    used: Sequence[int],
+    pp_wait_us: float,
+    window_kinds: Collection[str],
+) -> tuple[tuple[Window, ...], tuple[StageLayer, ...]]:
+    """Windows of all chunks in order, and where their layers' backward passes lie among them."""
+    chunks = layers_of(split)[stage]
+    partner = _forward_partners(row, len(chunks))
+    windows: list[Window] = []
+    layers: list[StageLayer] = []
+    for chunk, indices in enumerate(chunks):
+        first = len(windows)
+        for layer in chunks[partner[chunk]] if chunk in partner else ():
+            windows += _windows(profile.kind_of(layer).forward, f"F{layer}", window_kinds)
+        if pp_wait_us > 0 and WindowKind.PP_WAIT.value in window_kinds:
+            windows.append(Window(name=PIPELINE_WINDOW, length_us=pp_wait_us / len(chunks)))
+        backward: list[StageLayer] = []
+        for layer in reversed(indices):
+            kind = profile.kind_of(layer)
+            backward.append(
+                StageLayer(
+                    layer=layer,
+                    chunk=chunk,
+                    kind=used.index(profile.layers[layer]),
+                    first_window=first,
+                    own_window=len(windows),
+                    deadlines=_deadlines(kind, window_kinds, len(windows)),
+                )
+            )
+            windows += _windows(kind.backward, f"B{layer}", window_kinds)
+        layers += reversed(backward)
+    return tuple(windows), tuple(layers)
 
 
 def _forward_partners(row: Actions, chunks: int) -> dict[int, int]:

@@ -40,37 +40,9 @@ def plan_of_policy(
     layout = layout or profile.layout
     policy = parse_policy(text, len(layout.split), flag="--policy")
     filled = () if policy.on_demand else tuple(kind for kind in ALL_WINDOWS if kind in window_kinds)
-    grid = pipeline_schedule(len(layout.split), layout.chunks, layout.microbatches)
-    stages = []
-    for number, (chunks, drop) in enumerate(zip(layers_of(layout.split), policy.stages, strict=True)):
-        layers = tuple(
-            LayerPlan(layer=layer, chunk=chunk, dropped=_dropped(profile, layer, drop))
-            for chunk, indices in enumerate(chunks)
-            for layer in indices
-        )
-        in_flight = in_flight_microbatches(grid[number]).peak_by_chunk
-        cap_bytes = _cap_bytes(profile, layers) if prefetch_cap_bytes is None else prefetch_cap_bytes
-        dropped = {entry.layer: frozenset(entry.dropped) for entry in layers}
-        memory = stage_memory(
-            profile, layout.split, number, dropped, in_flight, prefetch_cap_bytes=cap_bytes if filled else 0
-        )
-        stages.append(
-            StagePlan(
-                stage=number,
-                layers=layers,
-                window_kinds=filled,
-                prefetch_cap_bytes=cap_bytes if filled else 0,
-                fills=(),
-                predicted=StagePrediction(
-                    forward_us=0.0,
-                    backward_us=0.0,
-                    recompute_us=0.0,
-                    exposed_us=0.0,
-                    in_flight=in_flight,
-                    memory=memory,
-                ),
-            )  # fmt: skip
-        )
+    stages = [
+        _stage(profile, layout, number, drop, filled, prefetch_cap_bytes) for number, drop in enumerate(policy.stages)
+    ]
     return Plan(
         version=PLAN_VERSION,
         planner=f"policy {text}",
@@ -81,6 +53,32 @@ def plan_of_policy(
         budget_bytes=max(stage.predicted.memory.total_bytes for stage in stages),
         predicted_iteration_us=0.0,
         stages=tuple(stages),
+    )
+
+
+def _stage(
+    profile: Profile, layout: Layout, number: int, drop: Drop, filled: tuple[str, ...], prefetch_cap_bytes: int | None
+) -> StagePlan:
+    layers = tuple(
+        LayerPlan(layer=layer, chunk=chunk, dropped=_dropped(profile, layer, drop))
+        for chunk, indices in enumerate(layers_of(layout.split)[number])
+        for layer in indices
+    )
+    row = pipeline_schedule(len(layout.split), layout.chunks, layout.microbatches)[number]
+    in_flight = in_flight_microbatches(row).peak_by_chunk
+    cap_bytes = _cap_bytes(profile, layers) if prefetch_cap_bytes is None else prefetch_cap_bytes
+    cap_bytes = cap_bytes if filled else 0
+    dropped = {entry.layer: frozenset(entry.dropped) for entry in layers}
+    memory = stage_memory(profile, layout.split, number, dropped, in_flight, prefetch_cap_bytes=cap_bytes)
+    return StagePlan(
+        stage=number,
+        layers=layers,
+        window_kinds=filled,
+        prefetch_cap_bytes=cap_bytes,
+        fills=(),
+        predicted=StagePrediction(
+            forward_us=0.0, backward_us=0.0, recompute_us=0.0, exposed_us=0.0, in_flight=in_flight, memory=memory
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which policies the layers of a stage may take together: a dynamic program over layers, with replays that can be split.
+"""Which policies the layers of a stage may take together: a dynamic program, as if replays could be split.
 
     state       after the layers 0 .. i of a chunk: (kept bytes, carry)
     carry       replay time that the windows of those layers' own backward passes leave, for windows before them
@@ -8,8 +8,8 @@ windows of later layers. Of two states the one with fewer bytes and no more carr
 Pareto front is kept. Ahead of the last layer's backward pass come the windows of the forward pass and the wait for the
 gradient; what they leave is exposed.
 
-Replays cannot be split, and hidden ones still take memory ahead of need. Both hurt less where less is replayed, so a share
-of all replay time, hidden or not (`price`), is added to the carry when states are compared.
+Replays cannot be split, and hidden ones still take memory ahead of need. Both hurt less where less is replayed, so a
+share of all replay time, hidden or not (`price`), is added to the carry when states are compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,9 +72,7 @@ def _chunk_front(workspace: Workspace, chunk: int, costs: Sequence[Floats], stat
     before_us = sum(workspace.lengths[first : problem.layers[layers[-1]].own_window]) if layers else 0.0
     exposed = np.maximum(0.0, carry - before_us)
     best = thin(kept, exposed + price * total, states)
-    return Front(
-        bytes_kept=kept[best], exposed_us=exposed[best], recompute_us=total[best], choices=choices[best]
-    )
+    return Front(bytes_kept=kept[best], exposed_us=exposed[best], recompute_us=total[best], choices=choices[best])
 
 
 def _own_us(workspace: Workspace, index: int, own: int, last: int) -> float:
@@ -93,7 +91,7 @@ def _serve(carry: Floats, window_us: float) -> Floats:
 
 
 def thin(nbytes: Ints, cost: Floats, states: int) -> Ints:
-    """Indices of the Pareto front in rising order of bytes; of too many, the best of each of `states` ranges of bytes."""
+    """Indices of the Pareto front by rising bytes; of too many, the best of each of `states` ranges of bytes."""
     order = np.lexsort((cost, nbytes))
     costs = cost[order]
     lowest = np.minimum.accumulate(costs)
@@ -137,8 +135,8 @@ def feasible(workspace: Workspace, found: Front, price: float) -> Iterator[tuple
 def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]:
     """Memory, estimated exposed time and all replay time, of (C, layers) choices at once.
 
-    The estimate lets replays be split. What memory leaves bounds how much of them may be held ahead of need, also in the
-    window of the replay: carry times the mean bytes of a microsecond of replay; what is beyond is exposed.
+    The estimate lets replays be split. What memory leaves bounds how much of them may be held ahead of need, also
+    in the window of the replay: carry times the mean bytes of a microsecond of replay; what is beyond is exposed.
     """
     problem, shape = workspace.problem, choices.shape
     kept, working = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)

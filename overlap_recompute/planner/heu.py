@@ -21,7 +21,7 @@ EFFORT = Effort(width=1, sums=8, jobs=4)
 PRICES = (0.03, 0.3)
 """Of hidden time relative to exposed time."""
 CANDIDATES = 2
-MOVES = 3
+MOVES = 2
 _SWEEPS = 2
 
 

@@ -241,7 +241,7 @@ def precedence(workspace: Workspace, columns: Columns) -> Iterator[Row]:
 
 def matrix(rows: Iterable[Row], count: int) -> tuple[Any, Floats]:
     """Rows as a sparse matrix, and their right sides."""
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array  # noqa: PLC0415
 
     data: list[float] = []
     indices: list[int] = []

@@ -1,6 +1,7 @@
 """`mix`: each layer may take another policy; how many layers take which is decided with the use of windows.
 
-1. It starts from what `heu` finds; a dynamic program proposes more choices of policies, for several prices of hidden time (`overlap_recompute.planner.choice`).
+1. It starts from what `heu` finds; a dynamic program proposes more choices of policies, for several prices of hidden
+   time (`overlap_recompute.planner.choice`).
 2. The windows of each are packed (`overlap_recompute.planner.packing`).
 3. The best is improved: another policy for one layer, or for two layers at a time where one gives memory and the other
    takes it, as long as that helps and effort is left.
@@ -22,7 +23,7 @@ PRICES = (0.03, 0.3, 2.0)
 STATES = 64
 CANDIDATES = 2
 """Choices that are packed for each price."""
-MOVES = 12
+MOVES = 8
 """Choices that are packed while the best one is improved."""
 
 

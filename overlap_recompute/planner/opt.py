@@ -1,8 +1,8 @@
 """`opt`: the optimum of a stage by mixed-integer programming, with a proven bound; needs SciPy.
 
 HiGHS runs in slices that double in length. Each slice looks only for what is better than the best solution known, so
-the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the search with the best
-solution so far.
+the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the search with the
+best solution so far.
 """
 
 import time
@@ -88,7 +88,7 @@ def improve(
 def _search(workspace: Workspace, program: Program, below_us: float, gap: float, limit_s: float) -> _Slice:
     """One run of HiGHS for something better than `below_us`."""
     try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
     except ImportError as error:
         raise SolverError(
             "no SciPy, which this planner needs",
@@ -134,14 +134,9 @@ def _read(workspace: Workspace, program: Program, values: Any) -> StageSolution 
     """The better of the program's windows and those of the packing heuristic, for its choice of policies."""
     columns, layers = program.columns, range(len(workspace.problem.layers))
     choice = tuple(
-        max(range(len(workspace.table(i).masks)), key=lambda p: values[columns.policy[i, p]])  # noqa: B023
-        for i in layers
+        max(range(len(workspace.table(i).masks)), key=lambda p: values[columns.policy[i, p]]) for i in layers
     )
-    fills = [
-        Fill(layer=i, unit=u, window=w)
-        for (i, u, w), column in columns.placed.items()
-        if values[column] > 0.5
-    ]
+    fills = [Fill(layer=i, unit=u, window=w) for (i, u, w), column in columns.placed.items() if values[column] > 0.5]
     found = assemble(workspace, choice, fills)
     if found.total_bytes > workspace.problem.budget_bytes:  # the solver's tolerance
         return price(workspace, choice, Effort(width=8, sums=64, jobs=10))

@@ -20,8 +20,10 @@ from overlap_recompute.schedules import pipeline_schedule
 
 CANDIDATES = 4
 """Splits by the closed form that are simulated."""
-MOST_SIMULATIONS = 24
-"""Of candidates and their neighbours together."""
+MOST_SIMULATIONS, STAGE_SIMULATIONS = 24, 64
+"""Of candidates and their neighbours together: so many, and so many divided by the stages: in a longer pipeline a
+simulation takes longer and one layer matters less."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,8 @@ class Pricer:
         if len(known) < len(times) or self.microbatches == 1:
             return float("inf")
         least_sum_us = sum(self.work_us(*place) for place in places)
-        return (iteration_us(known, self.microbatches) - least_sum_us) / (self.microbatches - 1)
+        limit_us = (iteration_us(known, self.microbatches) - least_sum_us) / (self.microbatches - 1)
+        return limit_us * (1 + _ROUNDING)
 
     def stage_us(self, stage: int, first: int, count: int) -> float | None:
         """Forward, backward and exposed recompute of one microbatch; None where nothing fits."""
@@ -201,6 +204,7 @@ class _Simulations:
     def __init__(self, pricer: "Pricer") -> None:
         self.times_us: dict[Split, float] = {}
         self._pricer = pricer
+        self._most = min(MOST_SIMULATIONS, max(CANDIDATES, STAGE_SIMULATIONS // pricer.stages))
 
     def best(self, splits: Iterable[Split]) -> Split:
         """The fastest of some."""
@@ -226,10 +230,10 @@ class _Simulations:
         """Move single layers between virtual stages as long as that helps."""
         best_us = self.time_us(split)
         improved = True
-        while improved and len(self.times_us) < MOST_SIMULATIONS:
+        while improved and len(self.times_us) < self._most:
             improved = False
             for neighbour in _neighbours(split):
-                if len(self.times_us) >= MOST_SIMULATIONS:
+                if len(self.times_us) >= self._most:
                     break
                 if self.time_us(neighbour) < best_us:
                     split, best_us, improved = neighbour, self.time_us(neighbour), True

@@ -85,9 +85,7 @@ def make_plan(
         software=profile.origin.software,
         budget_bytes=budget_bytes,
         predicted_iteration_us=0.0,
-        stages=tuple(
-            stage_plan(profile, layout, problem, solution) for problem, solution in solved
-        ),
+        stages=tuple(stage_plan(profile, layout, problem, solution) for problem, solution in solved),
     )
     return replace(plan, predicted_iteration_us=simulate(profile, plan).iteration_us)
 
@@ -147,9 +145,7 @@ def _solve(
 
 def steady_waits_us(profile: Profile, split: Split, solutions: Sequence[StageSolution]) -> dict[int, float]:
     """How long each stage waits for the slowest one, per microbatch, in the steady state."""
-    times_us = [
-        sum(work_us(profile, split, stage)) + solution.exposed_us for stage, solution in enumerate(solutions)
-    ]
+    times_us = [sum(work_us(profile, split, stage)) + solution.exposed_us for stage, solution in enumerate(solutions)]
     return {stage: max(times_us) - time_us for stage, time_us in enumerate(times_us)}
 
 

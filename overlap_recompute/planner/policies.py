@@ -3,8 +3,8 @@
 NOTE [ when a policy is dominated ]
 1. Dropping fewer units is never worse in time: what is needed of a set's replays is a subset of what is needed of a
    larger one, and every window assignment of the larger one is one of the smaller one when the others are left out.
-2. So a policy that drops a proper subset of another's units, and needs no more kept bytes and no more working set, makes
-   the other one superfluous. This loses no solution (`exact`).
+2. So a policy that drops a proper subset of another's units, and needs no more kept bytes and no more working set,
+   makes the other one superfluous. This loses no solution (`exact`).
 3. For fast planners policies are compared by kept bytes and by the load before each deadline alone (`front`): which
    units make up the load no longer matters. This may lose a solution whose units fit their windows better.
 """
@@ -139,10 +139,7 @@ def exact(table: PolicyTable) -> PolicyTable:
         index
         for index in range(len(masks))
         if not np.any(
-            (masks & ~masks[index] == 0)
-            & (masks != masks[index])
-            & (kept <= kept[index])
-            & (working <= working[index])
+            (masks & ~masks[index] == 0) & (masks != masks[index]) & (kept <= kept[index]) & (working <= working[index])
         )
     ]
     return table.rows(np.array(keep, dtype=np.int64))

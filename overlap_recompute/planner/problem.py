@@ -20,9 +20,9 @@
                 a[i,v] <= a[i,u] and a[i,v] < d[i,u] for dropped u that reads a dropped v          [Precedence]
                 prefetched = max over w of sum of r(u, D[i]) with a[i,u] <= w < d[i,u]             [Prefetch]
 
-"On demand" comes behind all windows of a[i,u] < d[i,u]: a unit in a window reads nothing that is replayed on demand, and a
-unit on demand takes what it reads on demand along. Chunks of a stage (virtual pipeline) have timelines of their own, one
-behind the other, and share the memory.
+"On demand" comes behind all windows of a[i,u] < d[i,u]: a unit in a window reads nothing that is replayed on demand,
+and a unit on demand takes what it reads on demand along. Chunks of a stage (virtual pipeline) have timelines of their
+own, one behind the other, and share the memory.
 """
 
 from collections.abc import Sequence

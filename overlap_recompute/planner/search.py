@@ -12,9 +12,9 @@ from overlap_recompute.planner.workspace import Choice, Workspace, price
 SMALL = 24
 """Units in a stage up to which a search takes pains: packing costs next to nothing, and single units weigh much."""
 TINY = 12
-EXHAUSTIVE = Effort(width=24, sums=64, jobs=12)
-THOROUGH = Effort(width=12, sums=48, jobs=8)
-THOROUGH_MOVES = 60
+EXHAUSTIVE = Effort(width=12, sums=32, jobs=8)
+THOROUGH = Effort(width=5, sums=20, jobs=6)
+THOROUGH_MOVES = 24
 PRICE = 0.1
 """Of hidden time relative to exposed time, when neighbours are ranked."""
 _LEAST_US = 1e-6
@@ -22,9 +22,11 @@ _LEAST_US = 1e-6
 
 def scaled(workspace: Workspace, effort: Effort, moves: int) -> tuple[Effort, int]:
     """Effort and moves for a stage of this size."""
-    units = sum(int(np.bitwise_or.reduce(workspace.table(i).masks)).bit_count() for i in range(len(workspace.problem.layers)))
+    units = sum(
+        int(np.bitwise_or.reduce(workspace.table(i).masks)).bit_count() for i in range(len(workspace.problem.layers))
+    )
     if units <= TINY:
-        return EXHAUSTIVE, 60
+        return EXHAUSTIVE, THOROUGH_MOVES
     return (THOROUGH, THOROUGH_MOVES) if units <= SMALL else (effort, moves)
 
 

@@ -9,8 +9,8 @@ from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute
 from overlap_recompute.planner.build import ALL_KINDS
 from overlap_recompute.planner.heu import solve_heu
-from overlap_recompute.planner.mix import solve_mix
 from overlap_recompute.planner.infeasible import SEARCHING, InfeasibleError
+from overlap_recompute.planner.mix import solve_mix
 from overlap_recompute.planner.opt import GAP, SolverError, improve
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies
@@ -22,8 +22,8 @@ from overlap_recompute.planner.workspace import Workspace, assemble, loads, pric
 STATES = 4096
 """Of the dynamic program of adapipe."""
 CHECKMATE_S = 1.0
-"""For checkmate's program, a stage. Layers of one kind can be exchanged, which such a program is slow to see through; it
-starts from what adapipe found."""
+"""For checkmate's program, a stage. Layers of one kind can be exchanged, which such a program is slow to see through;
+it starts from what adapipe found."""
 EFFORT = Effort(width=4, sums=24, jobs=6)
 """With which early fills its waits."""
 
@@ -43,8 +43,8 @@ class Search:
 class Memory:
     """What has been priced and solved so far; make one and pass it to all calls that belong together.
 
-    A solution that was found for a smaller budget is a solution for a larger one, so plans made with one memory in rising
-    order of budgets never get slower.
+    A solution that was found for a smaller budget is a solution for a larger one, so plans made with one memory in
+    rising order of budgets never get slower.
     """
 
     __slots__ = ("_tables", "_exact", "_solutions")
@@ -198,9 +198,7 @@ def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution
     start = solve_mix(_fast(problem, memory))
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
-    return improve(
-        _exact(problem, memory), start, limit_s=search.limit_s, gap=search.gap, report=search.report
-    )
+    return improve(_exact(problem, memory), start, limit_s=search.limit_s, gap=search.gap, report=search.report)
 
 
 def _checkmate(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:

@@ -58,9 +58,7 @@ def find_plan_faults(profile: Profile, plan: Plan, *, pp_wait_us: Sequence[float
         for fill in stage.fills:
             place = places[fill.layer]
             if fill.window in names:
-                fills.append(
-                    Fill(layer=place, unit=units[place].index(fill.unit), window=names[fill.window])
-                )
+                fills.append(Fill(layer=place, unit=units[place].index(fill.unit), window=names[fill.window]))
             else:
                 faults.append(f"stage {number}: window {fill.window}, which it has not")
         solution = StageSolution(
@@ -185,6 +183,6 @@ def _times(
                     exposed_us += unit.forward_us
                 else:
                     loads_us[window] += unit.forward_us
-    for load_us, window in zip(loads_us, problem.windows, strict=True):
-        exposed_us += max(0.0, load_us - window.length_us)
+    for load_us, each in zip(loads_us, problem.windows, strict=True):
+        exposed_us += max(0.0, load_us - each.length_us)
     return exposed_us, total_us - exposed_us

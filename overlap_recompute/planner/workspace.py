@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overlap_recompute.planner.packing import Effort, Jobs, Packed, fractional_exposed_us, pack
+from overlap_recompute.planner.assignment import Jobs, Packed
+from overlap_recompute.planner.packing import Effort, fractional_exposed_us, pack
 from overlap_recompute.planner.policies import Floats, PolicyTable
 from overlap_recompute.planner.problem import ON_DEMAND, Fill, StageProblem, StageSolution, combine_memory
 
@@ -14,7 +15,7 @@ Choice = tuple[int, ...]
 
 
 class _Template(NamedTuple):
-    """Replays of one layer under one policy, every one behind those that read it; windows relative to the layer's own."""
+    """Replays of one layer under one policy, each behind those that read it; windows relative to the layer's own."""
 
     units: tuple[int, ...]
     times_us: tuple[float, ...]
@@ -181,14 +182,6 @@ def price(workspace: Workspace, choice: Choice, effort: Effort) -> StageSolution
     return assemble(workspace, choice, fills)
 
 
-def choice_bound_us(workspace: Workspace, choice: Choice) -> float:
-    """What any assignment exposes at least under these policies."""
-    return sum(
-        fractional_exposed_us(jobs_of(workspace, choice, chunk), workspace.lengths, *workspace.span(chunk))
-        for chunk in range(len(workspace.problem.chunks))
-    )
-
-
 def assemble(workspace: Workspace, choice: Choice, fills: Sequence[Fill]) -> StageSolution:
     """The price of decisions."""
     problem = workspace.problem
@@ -200,7 +193,9 @@ def assemble(workspace: Workspace, choice: Choice, fills: Sequence[Fill]) -> Sta
         room_us[fill.window] -= float(table.unit_us[fill.unit])
         for window in range(fill.window, layer.deadlines[fill.unit]):
             held[window] += int(table.unit_bytes[choice[fill.layer], fill.unit])
-    hidden_us = sum(window.length_us - max(0.0, left_us) for window, left_us in zip(problem.windows, room_us, strict=True))
+    hidden_us = sum(
+        window.length_us - max(0.0, left_us) for window, left_us in zip(problem.windows, room_us, strict=True)
+    )
     return StageSolution(
         dropped=tuple(workspace.table(layer).dropped(policy) for layer, policy in enumerate(choice)),
         fills=tuple(fills),

@@ -14,8 +14,10 @@ ALL, SERIALIZED = f"{ON} --overlap-recompute-verify", f"{ON} --overlap-recompute
 ON_DEMAND = "--overlap-recompute --overlap-recompute-policy on-demand"
 SMALL_CAP = "--overlap-recompute --overlap-recompute-policy all"
 ARMS = (ALL, SERIALIZED, ON_DEMAND, SMALL_CAP)
-OURS = tuple(f"{arm} --schedule-impl overlap" for arm in (ALL, SERIALIZED, SMALL_CAP))
-"""Under our own schedules, whose waits are windows too."""
+STOCK = tuple(f"{arm} --schedule-impl stock" for arm in (ALL, SERIALIZED, SMALL_CAP))
+"""Under Megatron-Core's schedules; pipelines take ours by themselves."""
+EARLY = f"{ON} --overlap-recompute-windows pp_wait"
+BY_STAGE = f"{ON} --overlap-recompute-policy 0:all,1:none"
 UNITS = ("input_layernorm", "linear_qkv", "core_attention", "pre_mlp_layernorm", "linear_fc1", "activation")
 
 
@@ -25,6 +27,7 @@ def by_unit(*units: str) -> tuple[str, ...]:
 
 PAIRS = by_unit("linear_fc1+activation", "core_attention+input_layernorm")
 TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
+PP4 = "--pipeline-model-parallel-size 4"
 UNFUSED = "--attention-backend unfused"
 # Layout -> cases: the flags that all runs share, and the arms to compare with a run without the runtime.
 LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
@@ -47,13 +50,13 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"{LLAMA} {TP2} --sequence-parallel --global-batch-size 4 --bf16", (ALL, SERIALIZED)),
     ),
     "PP2": (
-        (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, *OURS, f"{ON} --overlap-recompute-policy 0:all,1:none")),
-        (f"{LLAMA} {PP2} --global-batch-size 8", (ALL, f"{ON} --overlap-recompute-policy 1:linear_fc1+activation")),
+        (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, *STOCK, EARLY, BY_STAGE)),
+        (f"{LLAMA} {PP2} --global-batch-size 8 --bf16", (ALL, f"{ON} --overlap-recompute-policy 1:linear_fc1")),
     ),
     "VPP2": (
         (
             f"{DROPOUT} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8",
-            (ALL, SERIALIZED, SMALL_CAP, *OURS),
+            (ALL, SERIALIZED, SMALL_CAP, EARLY, *STOCK),
         ),
     ),
     "DP2": (
@@ -64,6 +67,7 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
             (ALL, SERIALIZED),
         ),
     ),
+    "PP4": ((f"{DROPOUT} --num-layers 4 {PP4} --global-batch-size 12", (ALL, EARLY, *STOCK[:1])),),
     "EP2": ((f"{MOE} --expert-model-parallel-size 2 --global-batch-size 8", ARMS),),
 }  # fmt: skip
 

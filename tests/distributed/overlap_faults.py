@@ -1,6 +1,7 @@
 """One rank of a trainer that goes wrong, started by test_overlap.py: overlap_faults.py MODE [flags]."""
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ install_platform("gloo")
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear  # noqa: E402 - after the platform
 
 from megatron.overlap.session import OverlapSession  # noqa: E402
+from overlap_recompute.runtime import Fill, RecomputeQueue  # noqa: E402
 
 FAULTY_RANK = 1
 
@@ -36,6 +38,20 @@ def fail_in_the_fifth_replay() -> None:
     OverlapSession.__init__ = opening  # type: ignore[method-assign]
 
 
+def die_in_the_fifth_window() -> None:
+    """On one rank, the process is killed while it recomputes and a collective is in flight."""
+    stock, filled = RecomputeQueue.fill, []
+
+    def fill(queue: RecomputeQueue, *args: Any, **options: Any) -> Fill:
+        found = stock(queue, *args, **options)
+        filled.append(found.units)
+        if found.units and len(filled) >= 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    RecomputeQueue.fill = fill  # type: ignore[method-assign]
+
+
 def give_one_rank_other_flags(argv: list[str]) -> list[str]:
     """What a launcher with a typing error would do."""
     return [*argv, "--overlap-recompute-policy", "linear_fc1"]
@@ -46,6 +62,8 @@ if __name__ == "__main__":
     if int(os.environ["RANK"]) == FAULTY_RANK:
         if mode == "replay":
             fail_in_the_fifth_replay()
+        elif mode == "death":
+            die_in_the_fifth_window()
         else:
             argv = give_one_rank_other_flags(argv)
     status = main(argv)

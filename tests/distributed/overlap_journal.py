@@ -14,12 +14,12 @@ import torch
 from overlap_recompute.plan.kept_bytes import LayerShape, kept_bytes
 from overlap_recompute.plan.layer_units import LAYER_UNITS
 from overlap_recompute.plan.windows import WindowKind
-from overlap_recompute.runtime import Journal, Kind, StepReport
+from overlap_recompute.runtime import Journal, Kind
 from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, batches, build, config_of, groups
 
 from megatron.core import parallel_state  # isort: skip - after the platform
 from megatron.overlap.session import OverlapSession  # isort: skip
-from megatron.overlap.window_log import WindowSums  # isort: skip
+from megatron.overlap.figures import StepFigures  # isort: skip
 from megatron.pretrain.training.overlap import open_overlap  # isort: skip
 from megatron.pretrain.training.pipeline import open_pipeline  # isort: skip
 from megatron.pretrain.training.step import TrainStep  # isort: skip
@@ -66,10 +66,10 @@ class Observed:
     def _listen(self, session: OverlapSession) -> None:
         add = session.figures.add
 
-        def listening(report: StepReport, windows: dict[WindowKind, WindowSums]) -> None:
-            self.reports.append(report)
-            self.windows.append(windows)
-            add(report, windows)
+        def listening(step: StepFigures) -> None:
+            self.reports.append(step.report)
+            self.windows.append(step.windows)
+            add(step)
 
         session.figures.add = listening  # type: ignore[method-assign]
 

@@ -35,7 +35,7 @@ FAULT_AT = (2, 3)
 class Poll:
     """Polls waits to their end."""
 
-    def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
+    def finish(self, pending: Pending, *, wait: Action, phase: Phase, ahead: Sequence[Action]) -> None:
         while ahead and not pending.is_completed():
             torch.ones(8, 8) @ torch.ones(8, 8)
         pending.wait()
@@ -44,10 +44,10 @@ class Poll:
 class FailingRecompute(Poll):
     """Cannot recompute on the first stage."""
 
-    def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
+    def finish(self, pending: Pending, *, wait: Action, phase: Phase, ahead: Sequence[Action]) -> None:
         if ahead and phase is Phase.COOL_DOWN and parallel_state.is_pipeline_first_stage():
             raise UserError("unit 'activation' of layer 0 that differs", "the same bits", "report it")
-        super().finish(pending, phase=phase, ahead=ahead)
+        super().finish(pending, wait=wait, phase=phase, ahead=ahead)
 
 
 class FailsInBackward(torch.autograd.Function):

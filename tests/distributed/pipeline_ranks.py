@@ -81,7 +81,7 @@ class BusyWaits:
         self.phases: set[Phase] = set()
         self.filled = 0
 
-    def finish(self, pending: Pending, *, phase: Phase, ahead: Sequence[Action]) -> None:
+    def finish(self, pending: Pending, *, wait: Action, phase: Phase, ahead: Sequence[Action]) -> None:
         self.phases.add(phase)
         begin_s = time.monotonic()
         while ahead and not pending.is_completed():

@@ -23,6 +23,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "overlap_recompute.report": ("overlap_recompute.plan", "overlap_recompute.simulator"),
     "overlap_recompute.cli": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.simulator", "overlap_recompute.planner", "overlap_recompute.report", "overlap_recompute.ops"),
     "megatron.overlap": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.ops", "overlap_recompute.runtime", "megatron.pretrain.platform"),
+    "megatron.overlap.counting": ("overlap_recompute.plan", "overlap_recompute.schedules", "overlap_recompute.runtime", "megatron.overlap", "megatron.pretrain"),
     "megatron.pretrain.config": ("overlap_recompute.plan",),
     "megatron.pretrain.platform": ("overlap_recompute.plan", "megatron.pretrain.config"),
     "megatron.pretrain.logs": ("overlap_recompute.plan", "megatron.pretrain.config", "megatron.pretrain.platform"),

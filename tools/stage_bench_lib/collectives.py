@@ -20,8 +20,6 @@ from torch.distributed import ProcessGroup, Work
 from megatron.pretrain.distributed.emulated_link.process_group import OPERATIONS
 from tools.stage_bench_lib.link import Link, Transit
 
-FAKE = "fake"
-
 
 class TransitWork(Work):
     """A `torch.distributed.Work` over a transfer."""
@@ -46,7 +44,10 @@ class TransitWork(Work):
 
 
 class EmulatedCollectives:
-    """While entered and `active`, operations of fake groups with several ranks take the time of a link.
+    """While entered and `active`, operations of groups with several ranks take the time of a link.
+
+    All groups of the process must be fake ones: what an operation does itself is over when it returns.
+
 
     Args:
         link: of this rank.
@@ -85,7 +86,7 @@ class EmulatedCollectives:
         @functools.wraps(original, assigned=("__doc__",))
         def emulated(group: ProcessGroup, *args: Any, **options: Any) -> Any:
             work = original(group, *args, **options)
-            if not self.active or group.size() == 1 or group.name() != FAKE:
+            if not self.active or group.size() == 1:
                 return work
             values: Mapping[str, Any] = dict(zip(arguments, (*args, *options.values()), strict=False))
             transfer = transfer_of(group.size(), group.rank(), values)

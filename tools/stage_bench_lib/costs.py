@@ -115,6 +115,7 @@ def measure_costs(
                     stage.step(step, clock, microbatches=BOUNDARY_MICROBATCHES)
                 finally:
                     collectives.active = False
+            session.sort()
     finally:
         session.close()
     return record_of(

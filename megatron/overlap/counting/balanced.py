@@ -59,7 +59,7 @@ class BalancedRouting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten.masked_select.default:
             return args[0].new_empty((self._selected,))
-        if func is aten._local_scalar_dense.default:
+        if func is aten._local_scalar_dense.default and getattr(args[0], "constant", None) is None:
             return self._of_an_expert
         return func(*args, **(kwargs or {}))
 

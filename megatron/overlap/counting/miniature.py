@@ -78,16 +78,15 @@ def _without_full(options: RecomputeOptions) -> RecomputeOptions:
     return replace(options, recompute_granularity=None, recompute_method=None, recompute_num_layers=None)
 
 
-def build_fake(mini: Miniature, padded_vocab_size: int, device: torch.device) -> nn.Module:
+def build_fake(mini: Miniature, padded_vocab_size: int) -> nn.Module:
     """The model as it computes, under a fake mode, in training mode; gradients of parameters vanish at once.
 
     A wrapped model adds each gradient to its buffer, which is not an activation, and frees it.
     """
     transformer_config = build_transformer_config(mini.config)
     chunk: Any = gpt_chunk(mini.config, transformer_config, padded_vocab_size, None)
-    model: nn.Module = chunk.to(device) if device.type != "cpu" else chunk
-    if transformer_config.fp16 or transformer_config.bf16:
-        model = _half(transformer_config, chunk)
+    half = transformer_config.fp16 or transformer_config.bf16
+    model: nn.Module = _half(transformer_config, chunk) if half else chunk
     model.train()
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(_forget_gradient)
@@ -115,11 +114,11 @@ def _forget_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def fake_batch(config: PretrainConfig, device: torch.device) -> dict[str, Tensor | None]:
+def fake_batch(config: PretrainConfig) -> dict[str, Tensor | None]:
     """What the loader hands to the first and the last stage: parts of one tensor."""
     sequence = config.model.seq_length // config.parallel.context_parallel_size
     shape = (len(FIELDS), config.training.micro_batch_size, sequence)
-    batch = dict(zip(FIELDS, torch.zeros(shape, dtype=torch.long, device=device), strict=True))
+    batch = dict(zip(FIELDS, torch.zeros(shape, dtype=torch.long), strict=True))
     return {
         "input_ids": batch["tokens"],
         "position_ids": batch["position_ids"],

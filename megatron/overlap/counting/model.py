@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,6 +20,7 @@ from megatron.pretrain.config.model_fingerprint import model_fingerprint, model_
 from megatron.pretrain.config.run_layout import layout_of
 from megatron.pretrain.training.profile_facts import static_rules
 from overlap_recompute.plan.counted import COUNTED_VERSION, CountedEnd, CountedKind, CountedModel, CountedUnit
+from overlap_recompute.plan.kept_bytes import CPU
 from overlap_recompute.plan.layer_units import LAYER_UNITS, kind_of
 from overlap_recompute.plan.software import software_versions
 from overlap_recompute.plan.storages import StorageRow
@@ -45,22 +45,21 @@ class _Passes:
     """Most that lived while the head computed the loss."""
 
 
-def count(config: PretrainConfig, padded_vocab_size: int, device: torch.device) -> CountedModel:
+def count(config: PretrainConfig, padded_vocab_size: int) -> CountedModel:
     """Count a model; needs a process without process groups, and takes seconds whatever the size.
 
     Args:
         config: the options of the run, resolved for its number of ranks.
         padded_vocab_size: rows of the embedding, as the run pads them.
-        device: whose kernels decide what is saved: of a CPU, or of a GPU that need not exist.
     """
     mini = miniature_of(config)
     with one_of_many(mini.config), FakeTensorMode(allow_non_fake_inputs=True), still_generators():
-        model = build_fake(mini, padded_vocab_size, device)
-        passes = _run(mini, model, device)
-        return _model_of(config, mini, model, passes, device)
+        model = build_fake(mini, padded_vocab_size)
+        passes = _run(mini, model)
+        return _model_of(config, mini, model, passes)
 
 
-def _run(mini: Miniature, model: nn.Module, device: torch.device) -> _Passes:
+def _run(mini: Miniature, model: nn.Module) -> _Passes:
     replacements = Replacements()
     routing = BalancedRouting(mini.config, replacements)
     routing.prepare(model)
@@ -72,7 +71,7 @@ def _run(mini: Miniature, model: nn.Module, device: torch.device) -> _Passes:
             TransformerLayerAdapter(binder).attach_all([model])
             with census.forward():
                 live.start_span()
-                loss = model(**fake_batch(mini.config, device)).float().mean()
+                loss = model(**fake_batch(mini.config)).float().mean()
                 forward_peak_bytes = live.peak_bytes
             rows = {part: census.rows(part) for part in (OUTSIDE, HEAD, *sites.layers)}
             kept_bytes = live.kept_bytes
@@ -91,15 +90,13 @@ def _run(mini: Miniature, model: nn.Module, device: torch.device) -> _Passes:
     )
 
 
-def _model_of(
-    config: PretrainConfig, mini: Miniature, model: nn.Module, passes: _Passes, device: torch.device
-) -> CountedModel:
+def _model_of(config: PretrainConfig, mini: Miniature, model: nn.Module, passes: _Passes) -> CountedModel:
     kinds = tuple(_kind(layer, index, passes) for index, layer in sorted(passes.sites.layers.items()))
     matrix = _embedding_matrix(model)
     tied = not config.model.untie_embeddings_and_output_weights
     return CountedModel(
         version=COUNTED_VERSION,
-        device=device.type,
+        device=CPU,
         model=model_summary(config),
         model_fingerprint=model_fingerprint(config),
         layout=layout_of(config),

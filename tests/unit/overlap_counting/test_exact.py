@@ -10,7 +10,7 @@ from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.layer_units import LAYER_UNITS
 from overlap_recompute.plan.storages import brought_back_bytes_of, kept_bytes_of
 from overlap_recompute.runtime import Decision, Policy, UnitDecision
-from tests.unit.model.support import CPU, EXPERTS, LLAMA, VOCAB, batch, config_of, one_rank
+from tests.unit.model.support import EXPERTS, LLAMA, VOCAB, batch, config_of, one_rank
 from tests.unit.overlap.support import model_of, reports_of, session_of
 
 HEAD_AND_EMBEDDING = -1
@@ -36,7 +36,7 @@ def parts_of_one() -> dict[str, torch.Tensor]:
 
 
 def compare(flags: str, choices: Iterable[tuple[str, ...]]) -> CountedModel:
-    counted = count(config_of(flags), VOCAB, CPU)
+    counted = count(config_of(flags), VOCAB)
     with one_rank():
         chunks = model_of(flags)
         with session_of(chunks) as session:

@@ -77,9 +77,12 @@ def random_kind(rng: random.Random, units: int, *, name: str, windows: float = 1
     """
     names = [f"u{index}" for index in range(units)]
     times = [float(rng.choice((5, 10, 20, 40, 50, 80, 100)) + rng.randrange(4)) for _ in names]
-    reads = [tuple(rng.sample(names[max(0, index - 2) : index], k=min(index, rng.choice((0, 1, 1))))) for index in range(units)]
+    reads = [
+        tuple(rng.sample(names[max(0, index - 2) : index], k=min(index, rng.choice((0, 1, 1)))))
+        for index in range(units)
+    ]
     rows = [StorageRow(name="input", nbytes=rng.randrange(50, 150), maker=None, held=True)]
-    for index, unit in enumerate(names):
+    for unit in names:
         readers = tuple(other for other, sources in zip(names, reads, strict=True) if unit in sources)
         held = not readers or rng.random() < 0.8
         rows.append(
@@ -125,6 +128,41 @@ def random_kind(rng: random.Random, units: int, *, name: str, windows: float = 1
     )
 
 
+def transformer_reads(llama: bool) -> dict[str, tuple[str, ...]]:
+    """What each unit of a layer takes as an argument."""
+    return {
+        "input_layernorm": (),
+        "linear_qkv": ("input_layernorm",),
+        "rotary": ("linear_qkv",),
+        "core_attention": ("rotary", "linear_qkv") if llama else ("linear_qkv",),
+        "pre_mlp_layernorm": (),
+        "linear_fc1": ("pre_mlp_layernorm",),
+        "activation": ("linear_fc1",),
+    }
+
+
+def transformer_times(shape: LayerShape, tflops: float, memory_gb_per_s: float) -> dict[str, float]:
+    """Time of each unit in us: products by their rate, the rest by the bytes that it moves."""
+    tokens, hidden, share = shape.tokens, shape.hidden, shape.tensor_parallel
+    inner = shape.ffn_hidden * (2 if shape.gated else 1)
+
+    def product_us(out: int) -> float:
+        return 2.0 * tokens * hidden * out / tflops / 1e6
+
+    def copy_us(elements: float) -> float:
+        return elements * 2 / memory_gb_per_s / 1e3
+
+    return {
+        "input_layernorm": copy_us(2 * tokens * hidden),
+        "linear_qkv": product_us(3 * hidden // share),
+        "rotary": copy_us(4 * tokens * hidden / share),
+        "core_attention": 4.0 * tokens * shape.sequence * hidden / share / tflops / 1e6,
+        "pre_mlp_layernorm": copy_us(2 * tokens * hidden),
+        "linear_fc1": product_us(inner // share),
+        "activation": copy_us((inner + shape.ffn_hidden) * tokens / share),
+    }
+
+
 def transformer_kind(
     *,
     hidden: int = 4096,
@@ -154,35 +192,9 @@ def transformer_kind(
         tensor_parallel=tensor_parallel,
         backend="cuda",
     )
-    tokens, share = shape.tokens, tensor_parallel
-    inner = 4 * hidden * (2 if llama else 1)
-
-    def product_us(rows: int, inside: int, out: int) -> float:
-        return 2.0 * rows * inside * out / tflops / 1e6
-
-    def copy_us(elements: float) -> float:
-        return elements * 2 / memory_gb_per_s / 1e3
-
-    times = {
-        "input_layernorm": copy_us(2 * tokens * hidden),
-        "linear_qkv": product_us(tokens, hidden, 3 * hidden // share),
-        "rotary": copy_us(4 * tokens * hidden / share),
-        "core_attention": 4.0 * tokens * sequence * hidden / share / tflops / 1e6 / 0.5 / 2,
-        "pre_mlp_layernorm": copy_us(2 * tokens * hidden),
-        "linear_fc1": product_us(tokens, hidden, inner // share),
-        "activation": copy_us((inner + 4 * hidden) * tokens / share),
-    }
-    reads = {
-        "input_layernorm": (),
-        "linear_qkv": ("input_layernorm",),
-        "rotary": ("linear_qkv",),
-        "core_attention": ("rotary", "linear_qkv") if llama else ("linear_qkv",),
-        "pre_mlp_layernorm": (),
-        "linear_fc1": ("pre_mlp_layernorm",),
-        "activation": ("linear_fc1",),
-    }
+    times, reads = transformer_times(shape, tflops, memory_gb_per_s), transformer_reads(llama)
     names = [name for name in times if llama or name != "rotary"]
-    payload = tokens * hidden * 2
+    share, payload = tensor_parallel, shape.tokens * hidden * 2
     reduce_us = 20.0 + 2 * (share - 1) / share * payload / link_gb_per_s / 1e3
     ffn_us, attention_us = times["linear_fc1"] * 2, times["linear_qkv"] * 4 / 3 + times["core_attention"]
     hidden_us = {"ffn": times["linear_fc1"], "attention": times["linear_qkv"]}

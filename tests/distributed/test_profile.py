@@ -1,0 +1,158 @@
+"""A run measures a profile, changes no number by it, and carries out a plan made from it (docs/profile.md)."""
+
+import pathlib
+import subprocess
+import sys
+from dataclasses import replace
+
+from overlap_recompute.plan.codec import write_record
+from overlap_recompute.plan.plan_file import PLAN_VERSION, LayerPlan, MemoryTable, Plan, StagePlan, StagePrediction
+from overlap_recompute.plan.profile import COMPUTE, Pass, Profile
+from overlap_recompute.plan.split import Split, layers_of
+from overlap_recompute.plan.validation import read_profile
+from tests.distributed.conftest import ROOT, losses, read_metrics, report, trainer
+from tests.distributed.launch import run_ranks
+
+SHORT = (
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 64 --micro-batch-size 2 "
+    "--global-batch-size 8 --lr 1e-3 --mock-data --vocab-size 256 --num-workers 0 --eval-iters 0 --log-interval 1 "
+    "--attention-dropout 0.1"
+).split()
+FEW = "--overlap-recompute-profile-warmup 1 --overlap-recompute-profile-iterations 2".split()
+LINK = "--emulate-link-gbps 0.4".split()
+NO_MEMORY = MemoryTable(
+    parameters_bytes=0, gradients_bytes=0, optimizer_bytes=0, kept_bytes=0, prefetched_bytes=0, working_set_bytes=0,
+    head_bytes=0, communication_bytes=0, base_bytes=0, margin_bytes=0,
+)  # fmt: skip
+
+
+def run(folder: pathlib.Path, name: str, flags: list[str], ranks: int = 2) -> list[float]:
+    """Train four iterations; returns the losses."""
+    metrics = folder / f"{name}.jsonl"
+    results = run_ranks(trainer(*SHORT, "--train-iters", "4", *flags, "--metrics-file", str(metrics)), ranks)
+    assert all(result.returncode == 0 for result in results), report(results)
+    return losses(metrics)
+
+
+def plan_from(profile: Profile, split: Split) -> Plan:
+    """Layer 1 drops all, layer 2 its feed-forward units, the others nothing."""
+    dropped = {1: tuple(unit.name for unit in profile.kind_of(1).units), 2: ("linear_fc1", "activation")}
+    return Plan(
+        version=PLAN_VERSION,
+        planner="none",
+        created="2026-01-01T00:00:00",
+        model_fingerprint=profile.model_fingerprint,
+        layout=replace(profile.layout, split=split),
+        software=profile.origin.software,
+        budget_bytes=1 << 30,
+        predicted_iteration_us=12000.0,
+        stages=tuple(
+            StagePlan(
+                stage=stage,
+                layers=tuple(
+                    LayerPlan(layer=layer, chunk=chunk, dropped=dropped.get(layer, ()))
+                    for chunk, layers in enumerate(chunks)
+                    for layer in layers
+                ),
+                window_kinds=("tp_backward", "pp_wait"),
+                prefetch_cap_bytes=1 << 20,
+                fills=(),
+                predicted=StagePrediction(
+                    forward_us=1.0,
+                    backward_us=1.0,
+                    recompute_us=1.0,
+                    exposed_us=500.0,
+                    in_flight=(2 - stage,),
+                    memory=NO_MEMORY,
+                ),
+            )  # fmt: skip
+            for stage, chunks in enumerate(layers_of(split))
+        ),
+    )
+
+
+def windows_of(steps: Pass) -> list[tuple[str, str]]:
+    return [(step.kind, step.name) for step in steps if step.kind != COMPUTE]
+
+
+def test_two_tensor_parallel_ranks(tmp_path: pathlib.Path) -> None:
+    layout, file = ["--tensor-model-parallel-size", "2", *LINK], tmp_path / "new" / "profile.json"
+    plain = run(tmp_path, "plain", layout)
+    flags = [*layout, "--overlap-recompute", "--overlap-recompute-profile", str(file), *FEW]
+    assert run(tmp_path, "measured", flags) == plain
+    profile = read_profile(file)
+    assert profile.layers == (0, 0, 0, 0)
+    (kind,) = profile.kinds
+    assert windows_of(kind.forward) == [("tp_forward", "all_reduce")] * 2
+    assert windows_of(kind.backward) == [("tp_backward", "all_reduce")] * 2
+    windows = [step for step in (*kind.forward, *kind.backward) if step.kind != COMPUTE]
+    assert all(step.payload_bytes == 64 * 2 * 64 * 4 == profile.boundary_bytes for step in windows)
+    assert [step.hidden_us > 0 for step in windows] == [False, False, True, True], "weight gradients hide some"
+    assert windows_of(profile.embedding.forward) == [("tp_forward", "all_reduce")]
+    assert windows_of(profile.head.backward) == [("tp_backward", "all_reduce")]
+    assert [fit.name for fit in profile.links] == ["all_reduce", "all_gather", "reduce_scatter"]
+    assert profile.links[0].beta_us_per_byte > 8e-3 / 0.4 / 2, "the link is slow"
+    assert {unit.name: unit.is_random for unit in kind.units}["core_attention"]
+    assert "emulated" in profile.origin.note
+    assert profile.update_us > 0
+    first, *_, last = read_metrics(tmp_path / "measured.jsonl")
+    assert not first["extra"]
+    assert last["extra"]["overlap/hidden_recompute_ms"] + last["extra"]["overlap/exposed_recompute_ms"] > 0
+    each_us = sum(
+        step.duration_us
+        for steps in (
+            *((kind.forward, kind.backward) * 4),
+            *(steps for end in (profile.embedding, profile.head) for steps in (end.forward, end.backward)),
+        )
+        for step in steps
+    )
+    explained_ms = (each_us * profile.layout.microbatches + profile.update_us) / 1e3
+    measured_ms = min(record["elapsed_ms"] for record in read_metrics(tmp_path / "plain.jsonl"))
+    assert 0.3 * measured_ms < explained_ms < 3 * measured_ms
+
+
+def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None:
+    layout, file, plan_file = "--pipeline-model-parallel-size 2".split(), tmp_path / "p.json", tmp_path / "plan.json"
+    command = [
+        sys.executable, "-c", "import sys; from overlap_recompute.cli.main import main; sys.exit(main())", "profile",
+        "--nproc", "2", "--warmup", "1", "--iterations", "2", "--output", str(file), "--", *SHORT, *layout,
+        "--distributed-backend", "gloo",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "link send: " in done.stdout
+    profile = read_profile(file)
+    assert profile.layout.split == ((2,), (2,))
+    assert profile.layers == (0, 0, 0, 0)
+    assert not windows_of(profile.kinds[0].forward)
+    words = 384 * 64  # 256 and an end of text, padded
+    assert profile.tied_parameters == words
+    assert profile.embedding.parameters == words + 64 * 64
+    assert profile.head.parameters == words + 2 * 64
+    split = ((1,), (3,))
+    write_record(plan_file, plan_from(profile, split))
+    plain = run(tmp_path, "plain", [*layout, "--pipeline-model-parallel-layout", "Et|t*3L"])
+    planned = [*layout, "--overlap-recompute", "--overlap-recompute-plan", str(plan_file), "--overlap-recompute-verify"]
+    assert run(tmp_path, "planned", planned) == plain
+    figures = read_metrics(tmp_path / "planned.jsonl")[-1]["extra"]
+    assert figures["overlap/predicted_iteration_ms"] == 12.0
+    assert figures["overlap/predicted_exposed_ms"] == 2.0
+    # The last stage drops everything of one layer and two units of another; the first stage nothing.
+    wide_bytes = 64 * 2 * 256 * 4
+    assert figures["overlap/dropped_bytes_per_microbatch"] > 4 * wide_bytes
+    assert figures["overlap/hidden_recompute_ms"] + figures["overlap/exposed_recompute_ms"] > 0
+
+
+def test_a_run_plans_for_itself(tmp_path: pathlib.Path) -> None:
+    layout = ["--tensor-model-parallel-size", "2", *LINK]
+    auto = [*layout, "--overlap-recompute", "--overlap-recompute-auto", *FEW]
+    plain = run(tmp_path, "plain", layout)
+    assert run(tmp_path, "auto", [*auto, "--overlap-recompute-memory-gib", "1"]) == plain
+    last = read_metrics(tmp_path / "auto.jsonl")[-1]["extra"]
+    assert last["overlap/predicted_iteration_ms"] > 0
+    command = trainer(*SHORT, "--train-iters", "4", *auto, "--overlap-recompute-memory-gib", "0.001")
+    results = run_ranks(command, 2)
+    assert all(result.returncode not in (0, -9) for result in results), report(results)
+    assert "--overlap-recompute-auto without a plan" in results[0].output
