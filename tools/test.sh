@@ -18,10 +18,16 @@ if [ "$(id -u)" = 0 ] && ! { command -v slurmctld && command -v slurmd && comman
         apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || true
 fi
 
+# And those that look at a page in a browser.
+if [ "$(id -u)" = 0 ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || true
+fi
+
 echo "== ruff" && "$bin/ruff" check . && "$bin/ruff" format --check --quiet .
 echo "== mypy" && "$bin/mypy" -p megatron.pretrain -p megatron.overlap -p overlap_recompute
 MYPYPATH=tools "$bin/mypy" -p linklab_lib
 if [ $# -gt 0 ]; then
     echo "== pytest $*" && exec "$python" -m pytest "$@"
 fi
-echo "== pytest" && exec "$python" -m pytest -q --durations=15 tests/unit tests/distributed tests/slurm tests/gpu
+echo "== pytest" && exec "$python" -m pytest -q --durations=15 tests/unit tests/browser tests/distributed tests/slurm tests/gpu
