@@ -8,19 +8,22 @@ two iterations (the optimizer's state exists from the second on). Measured is th
 """
 
 import argparse
+import dataclasses
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from overlap_recompute.cli.counting import count_model
 from overlap_recompute.cli.memory import memory_tables
 from overlap_recompute.cli.memory_choice import choice_of
+from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.plan_file import MemoryTable
 
 RANK = Path(__file__).with_name("memory_prediction_rank.py")
@@ -60,11 +63,11 @@ CASES = (
     Case(name="Llama, none", ranks=1, model=LLAMA),
     Case(name="Llama, mixed", ranks=1, model=LLAMA, policy=f"{ON} rotary+core_attention+activation"),
     Case(name="GPT, TP 2, none", ranks=2, model=GPT, layout=TP2),
-    Case(name="GPT, TP 2, all", ranks=2, model=GPT, layout=TP2, policy=f"{ON} all"),
+    Case(name="GPT, TP 2, all", ranks=2, model=GPT, layout=TP2, policy=f"{ON} all --overlap-recompute-prefetch-mib 8"),
     Case(name="GPT, PP 2, none", ranks=2, model=GPT, layout=f"{PP2} --global-batch-size 16"),
     Case(
         name="GPT, PP 2, mixed", ranks=2, model=GPT, layout=f"{PP2} --global-batch-size 16",
-        policy=f"{ON} 0:all,1:none",
+        policy=f"{ON} 0:all,1:none --overlap-recompute-prefetch-mib 8",
     ),
     Case(
         name="GPT, DP 2, distributed optimizer", ranks=2, model=GPT,
@@ -102,33 +105,45 @@ def measured_bytes(flags: Sequence[str], ranks: int) -> list[int]:
         return [int(Path(folder, f"rank-{rank}").read_text(encoding="utf-8")) for rank in range(ranks)]
 
 
-def predicted(case: Case, base_bytes: int) -> tuple[MemoryTable, ...]:
-    """The memory table of each stage, without margin."""
-    words = flags_of(case, case.model)
-    counted = count_model(words, device="cpu", world_size=case.ranks)
-    return memory_tables(counted, choice_of(counted, words, None), base_bytes=base_bytes, margin_fraction=0.0)
-
-
 def flags_of(case: Case, model: str) -> list[str]:
     """The command line of a case."""
     return f"{model} {COMMON} {case.layout} {case.policy}".split()
 
 
-def rows_of(case: Case, *, details: bool) -> list[str]:
-    """Measure one case; a row for each stage."""
-    tiny_bytes = max(measured_bytes(flags_of(case, tiny_of(case)), case.ranks))
-    found = measured_bytes(flags_of(case, case.model), case.ranks)
-    tables = predicted(case, tiny_bytes)
-    rows = []
-    for stage, terms in enumerate(tables):
-        peak = found[stage * case.ranks // len(tables)]
-        error = terms.total_bytes / peak - 1
-        name = case.name + (f", stage {stage}" if len(tables) > 1 else "")
-        rows.append(f"| {name} | {terms.total_bytes / MIB:.0f} | {peak / MIB:.0f} | {100 * error:+.1f} % |")
-        if details:
-            sys.stderr.write(f"{name}: {terms} measured {[peak // MIB for peak in found]}\n")
-        sys.stderr.write(rows[-1] + "\n")
-    return rows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What cases share: bases and counted models."""
+
+    details: bool
+    bases: dict[tuple[int, str, str], int]
+    models: dict[tuple[int, str, str], CountedModel]
+
+    def rows_of(self, case: Case) -> list[str]:
+        """Measure one case; a row for each stage."""
+        found = measured_bytes(flags_of(case, case.model), case.ranks)
+        tables = self._predicted(case)
+        rows = []
+        for stage, terms in enumerate(tables):
+            peak = found[stage * case.ranks // len(tables)]
+            error = terms.total_bytes / peak - 1
+            name = case.name + (f", stage {stage}" if len(tables) > 1 else "")
+            rows.append(f"| {name} | {terms.total_bytes / MIB:.0f} | {peak / MIB:.0f} | {100 * error:+.1f} % |")
+            if self.details:
+                mib = {key: round(value / MIB, 1) for key, value in dataclasses.asdict(terms).items()}
+                sys.stderr.write(f"{name}: {mib} measured {[peak // MIB for peak in found]}\n")
+            sys.stderr.write(rows[-1] + "\n")
+        return rows
+
+    def _predicted(self, case: Case) -> tuple[MemoryTable, ...]:
+        """The memory table of each stage, without margin."""
+        plain = replace(case, policy="")
+        place = (case.ranks, case.model, case.layout)
+        if place not in self.bases:
+            self.bases[place] = max(measured_bytes(flags_of(plain, tiny_of(case)), case.ranks))
+            self.models[place] = count_model(flags_of(plain, case.model), device="cpu", world_size=case.ranks)
+        counted, words = self.models[place], flags_of(case, case.model)
+        choice = choice_of(counted, words, None)
+        return memory_tables(counted, choice, base_bytes=self.bases[place], margin_fraction=0.0)
 
 
 def tiny_of(case: Case) -> str:
@@ -160,10 +175,11 @@ def main() -> int:
     """Run all cases, or those whose name contains a text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="page to write; standard output by default")
-    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--only", default="", help="cases whose names match this expression")
     parser.add_argument("--details", action="store_true", help="say every term on standard error")
     options = parser.parse_args()
-    rows = [row for case in CASES if options.only in case.name for row in rows_of(case, details=options.details)]
+    bench = Bench(details=options.details, bases={}, models={})
+    rows = [row for case in CASES if re.search(options.only, case.name) for row in bench.rows_of(case)]
     text = page(rows)
     if options.output is None:
         sys.stdout.write(text)

@@ -22,12 +22,13 @@ USER_ERROR = 2
 
 def measure(options: Options, words: Sequence[str]) -> None:
     """Run it and write what was found."""
-    from tools.stage_bench_lib.link import device_of, rate_of  # imports torch
+    from tools.stage_bench_lib.link import rate_of, require_device  # imports torch
 
-    device = device_of(options)
+    require_device(options)
     from megatron.pretrain.platform import install_platform
 
-    install_platform("nccl" if options.device == "cuda" else "gloo")  # before the first import of megatron.core
+    # before the first import of megatron.core
+    device = install_platform("nccl" if options.device == "cuda" else "gloo")
     from overlap_recompute.plan.codec import write_record
     from tools.stage_bench_lib.bench import run_bench
     from tools.stage_bench_lib.page import page

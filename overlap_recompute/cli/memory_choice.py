@@ -7,6 +7,7 @@ from pathlib import Path
 from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.policy_text import parse_policy
+from overlap_recompute.plan.profile import Layout
 from overlap_recompute.plan.split import Split, layer_count, layers_of
 from overlap_recompute.plan.storages import brought_back_bytes_of
 from overlap_recompute.plan.validation import read_plan
@@ -78,7 +79,7 @@ def _of_policy(counted: CountedModel, words: Sequence[str], text: str) -> Choice
         for layers in chunks
         for layer in layers
     }
-    if policy.on_demand or SERIALIZE in words:
+    if policy.on_demand or SERIALIZE in words or not _has_windows(counted.layout):
         return Choice(text=f"policy {text}, on demand", split=split, dropped=dropped, cap_bytes=(0,) * len(split))
     given = value_of(words, CAP)
     caps = tuple(
@@ -86,6 +87,12 @@ def _of_policy(counted: CountedModel, words: Sequence[str], text: str) -> Choice
         for chunks in layers_of(split)
     )
     return Choice(text=f"policy {text}", split=split, dropped=dropped, cap_bytes=caps)
+
+
+def _has_windows(layout: Layout) -> bool:
+    """Whether a rank ever waits for another one while a microbatch is on its way."""
+    sizes = (layout.tensor_parallel, layout.pipeline_parallel, layout.context_parallel, layout.expert_parallel)
+    return max(sizes) > 1
 
 
 def _default_cap_bytes(counted: CountedModel, chunks: Sequence[range], dropped: dict[int, frozenset[str]]) -> int:

@@ -27,15 +27,11 @@ _SWEEPS = 2
 
 def solve_heu(workspace: Workspace) -> StageSolution | None:
     """The best solution found; None if nothing fits."""
-    return _search(workspace).best
+    return search_structures(workspace).best
 
 
-def heu_choice(workspace: Workspace) -> Choice | None:
-    """The policies of the best solution found."""
-    return _search(workspace).choice or (None if workspace.problem.layers else ())
-
-
-def _search(workspace: Workspace) -> Search:
+def search_structures(workspace: Workspace) -> Search:
+    """The search behind `solve_heu`, for planners that go on from there."""
     effort, moves = scaled(workspace, EFFORT, MOVES)
     search = Search(workspace, effort)
     start = next((choice for choice in smallest(workspace) if _fits(workspace, choice)), None)

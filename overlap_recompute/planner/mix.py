@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from overlap_recompute.planner.choice import feasible, stage_front
-from overlap_recompute.planner.heu import heu_choice
+from overlap_recompute.planner.heu import search_structures
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.search import Search, scaled
@@ -31,10 +31,10 @@ def solve_mix(workspace: Workspace) -> StageSolution | None:
     """The best solution found; None if nothing fits."""
     effort, moves = scaled(workspace, EFFORT, MOVES)
     search = Search(workspace, effort)
-    start = heu_choice(workspace)
-    if start is None:
-        return None
-    search.consider(start)
+    start = search_structures(workspace)
+    if start.best is None or start.is_done:
+        return start.best
+    search.best, search.choice = start.best, start.choice
     for choice in proposals(workspace, STATES, CANDIDATES):
         search.consider(choice)
         if search.is_done:

@@ -66,6 +66,7 @@ def pack(
     effort: Effort,
     *,
     eager: bool = False,
+    thrifty: bool = False,
 ) -> Packed:
     """Assign jobs to windows first .. stop - 1.
 
@@ -77,6 +78,7 @@ def pack(
         cap_bytes: most that may be prefetched at a time.
         effort: how hard to look.
         eager: fill each window as if none came before it; better where memory is short.
+        thrifty: prefer what holds few bytes for a short time for what it hides, not what is needed latest.
     """
     arrivals = _arrivals(jobs, first, stop)
     sums, worst = [0.0], [0.0]
@@ -88,6 +90,8 @@ def pack(
         at = window - first
         come_us, floor = arrivals[at + 1], -1e30 if eager else worst[at]
         eligible = [job for job, deadline in enumerate(jobs.deadlines) if deadline > window]
+        if thrifty:
+            eligible.sort(key=lambda job: jobs.nbytes[job] * (jobs.needs[job] - window) / max(jobs.times_us[job], 1e-3))
         following: dict[tuple[int, tuple[int, ...]], _State] = {}
         for state in states:
             left_us = state.left_us + come_us

@@ -208,12 +208,13 @@ def assemble(workspace: Workspace, choice: Choice, fills: Sequence[Fill]) -> Sta
 
 
 def pack_chunk(workspace: Workspace, jobs: Jobs, chunk: int, room_bytes: int, effort: Effort) -> Packed:
-    """Both ways to fill windows; the second only where the first leaves something to gain."""
+    """Several ways to fill windows; the others only where the first leaves something to gain."""
     first, stop = workspace.span(chunk)
     lengths = workspace.lengths
     bound_us = fractional_exposed_us(jobs, lengths, first, stop)
     best = pack(jobs, lengths, first, stop, room_bytes, effort)
     if best.exposed_us > bound_us + 1e-6:
-        other = pack(jobs, lengths, first, stop, room_bytes, effort, eager=True)
-        best = min(best, other, key=lambda packed: packed.exposed_us)
+        for thrifty in (False, True):
+            other = pack(jobs, lengths, first, stop, room_bytes, effort, eager=True, thrifty=thrifty)
+            best = min(best, other, key=lambda packed: packed.exposed_us)
     return best

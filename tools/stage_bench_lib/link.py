@@ -236,18 +236,15 @@ def open_link(options: Options, device: torch.device) -> Link:
     return PacedKernelLink(rate, device, blocks=options.blocks)
 
 
-def device_of(options: Options) -> torch.device:
-    """The device to measure on.
+def require_device(options: Options) -> None:
+    """Whether the device that was asked for is there.
 
     Raises:
         ConfigError: CUDA was asked for and there is none.
     """
-    if options.device == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"--device cuda, but torch {torch.__version__} sees no CUDA device",
             "an NVIDIA GPU, and a CUDA build of torch",
             "run it where there is one, or try the program with --device cpu and toy overrides",
         )
-    return torch.device("cuda", torch.cuda.current_device())

@@ -116,8 +116,9 @@ def _alone(alone: dict[str, Any]) -> list[str]:
 
 def _composed(record: dict[str, Any]) -> list[str]:
     heads = (
-        "arm on all stages", "iteration ms", "bubble", "hidden ms", "exposed ms", "tokens/s", "TFLOP/s a GPU",
-        "most peak MiB", "the stage: forward ms, simulated / measured", "backward ms, simulated / measured",
+        "arm on all stages", "iteration ms, no update", "bubble", "hidden ms", "exposed ms", "tokens/s",
+        "TFLOP/s a GPU", "most peak MiB", "the stage: forward ms, simulated / measured",
+        "backward ms, simulated / measured",
     )  # fmt: skip
     rows = []
     for name, found in record["composed"].items():

@@ -6,6 +6,8 @@ NOTE [ miniature ]
 2. What a layer keeps does not depend on the stage that holds it: its input is a tensor of the same size whether the
    layer before made it, the embedding, or another stage. So the miniature has one stage, and one data-parallel rank
    where experts allow it.
+3. Its output matrix is its own: with a tied one autograd would hold the head's part of the gradient through all layers,
+   which is so only where both ends are on one stage. The memory expression adds it there.
 """
 
 import math
@@ -52,7 +54,7 @@ def miniature_of(config: PretrainConfig) -> Miniature:
     return Miniature(
         config=replace(
             config,
-            model=replace(config.model, num_layers=len(kinds)),
+            model=replace(config.model, num_layers=len(kinds), untie_embeddings_and_output_weights=True),
             moe=moe,
             parallel=replace(
                 parallel,

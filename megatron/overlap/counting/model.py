@@ -92,7 +92,6 @@ def _run(mini: Miniature, model: nn.Module) -> _Passes:
 
 def _model_of(config: PretrainConfig, mini: Miniature, model: nn.Module, passes: _Passes) -> CountedModel:
     kinds = tuple(_kind(layer, index, passes) for index, layer in sorted(passes.sites.layers.items()))
-    matrix = _embedding_matrix(model)
     tied = not config.model.untie_embeddings_and_output_weights
     return CountedModel(
         version=COUNTED_VERSION,
@@ -108,7 +107,7 @@ def _model_of(config: PretrainConfig, mini: Miniature, model: nn.Module, passes:
             transient_bytes=passes.sites.besides_bytes[OUTSIDE],
         ),
         head=CountedEnd(
-            parameters=_elements(model, ".decoder.final_") + (matrix if tied else _elements(model, ".output_layer.")),
+            parameters=_elements(model, ".decoder.final_") + _elements(model, ".output_layer."),
             kept_bytes=_kept(passes.rows[HEAD]),
             transient_bytes=max(
                 0, max(passes.head_forward_peak_bytes, passes.sites.live_peaks[HEAD]) - passes.kept_bytes
@@ -116,7 +115,7 @@ def _model_of(config: PretrainConfig, mini: Miniature, model: nn.Module, passes:
         ),
         boundary_bytes=passes.sites.boundary_bytes,
         static=static_rules(config),
-        tied_parameters=matrix if tied else 0,
+        tied_parameters=_elements(model, ".output_layer.") if tied else 0,
         software=software_versions(),
     )
 
@@ -151,7 +150,3 @@ def _kept(rows: Sequence[StorageRow]) -> int:
 
 def _elements(model: nn.Module, place: str) -> int:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if place in f".{name}")
-
-
-def _embedding_matrix(model: nn.Module) -> int:
-    return _elements(model, ".embedding.word_embeddings.")

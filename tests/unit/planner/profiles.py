@@ -128,6 +128,27 @@ def random_kind(rng: random.Random, units: int, *, name: str, windows: float = 1
     )
 
 
+def transformer_shape(hidden: int, sequence: int, micro_batch: int, tensor_parallel: int, llama: bool) -> LayerShape:
+    """Heads of 128 channels, half precision, flash attention."""
+    return LayerShape(
+        sequence=sequence,
+        micro_batch=micro_batch,
+        hidden=hidden,
+        ffn_hidden=4 * hidden,
+        heads=hidden // 128,
+        groups=hidden // 128,
+        channels=128,
+        element_bytes=2,
+        rms_norm=llama,
+        rotary=llama,
+        gated=llama,
+        biased=not llama,
+        fused_activation=True,
+        tensor_parallel=tensor_parallel,
+        backend="cuda",
+    )
+
+
 def transformer_reads(llama: bool) -> dict[str, tuple[str, ...]]:
     """What each unit of a layer takes as an argument."""
     return {
@@ -175,23 +196,7 @@ def transformer_kind(
     link_gb_per_s: float = 20.0,
 ) -> LayerKind:
     """A GPT or Llama layer in half precision on a device of these rates, TP ranks joined by a link of this rate."""
-    shape = LayerShape(
-        sequence=sequence,
-        micro_batch=micro_batch,
-        hidden=hidden,
-        ffn_hidden=4 * hidden,
-        heads=hidden // 128,
-        groups=hidden // 128,
-        channels=128,
-        element_bytes=2,
-        rms_norm=llama,
-        rotary=llama,
-        gated=llama,
-        biased=not llama,
-        fused_activation=True,
-        tensor_parallel=tensor_parallel,
-        backend="cuda",
-    )
+    shape = transformer_shape(hidden, sequence, micro_batch, tensor_parallel, llama)
     times, reads = transformer_times(shape, tflops, memory_gb_per_s), transformer_reads(llama)
     names = [name for name in times if llama or name != "rotary"]
     share, payload = tensor_parallel, shape.tokens * hidden * 2

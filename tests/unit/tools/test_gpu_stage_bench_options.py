@@ -9,7 +9,7 @@ import torch
 
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.presets import PRESETS
-from tools.stage_bench_lib.link import HostLink, Rate, device_of, pipeline_rate_of
+from tools.stage_bench_lib.link import HostLink, Rate, pipeline_rate_of, require_device
 from tools.stage_bench_lib.options import parse
 
 TOOL = pathlib.Path(__file__).resolve().parents[3] / "tools" / "gpu_stage_bench.py"
@@ -75,7 +75,7 @@ def test_what_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_without_a_cuda_device_it_says_so_and_ends_with_2() -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device"):
-        device_of(parse(words("")))
+        require_device(parse(words("")))
     done = subprocess.run(
         [sys.executable, str(TOOL), *words("")], capture_output=True, text=True, timeout=120, check=False
     )
