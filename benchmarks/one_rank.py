@@ -144,9 +144,10 @@ def table(times: dict[str, dict], peaks: dict[str, Peak]) -> list[str]:
     )  # fmt: skip
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, peak in peaks.items():
-        same = "yes" if times[name]["losses"] == times["none"]["losses"] else "NO"
+        same = "" if not times else "yes" if times[name]["losses"] == times["none"]["losses"] else "NO"
+        time_cells = f"{middle[name]:.3f} | {middle[name] / middle['none']:.3f}" if times else "|"
         rows.append(
-            f"| {name} | {middle[name]:.3f} | {middle[name] / middle['none']:.3f} "
+            f"| {name} | {time_cells} "
             f"| {peak.process_bytes / BYTES_PER_MIB:.0f} | {peak.returned_bytes / BYTES_PER_MIB:.0f} "
             f"| {peak.live_bytes / BYTES_PER_MIB:.2f} | {same} |"
         )
@@ -179,7 +180,9 @@ def page(tables: dict[str, list[str]], rounds: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each arm (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="counted steps of each arm, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--write", action="store_true", help="write the page")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()

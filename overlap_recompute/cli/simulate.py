@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.parser import whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
-from overlap_recompute.cli.sources import add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import Plan
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     parser.add_argument("plan", type=Path, nargs="?", help="a plan for the profile's model; or give --planner")
     parser.add_argument("--planner", metavar="NAME", help="make the plan here, e.g. heu, full or none")
-    parser.add_argument("--memory-gib", metavar="X", help="with --planner: memory of one rank that the plan may use")
+    add_budget_arguments(parser)
     parser.add_argument("--every-microbatch", action="store_true", help="simulate each; the result is the same, later")
     parser.add_argument(
         "--trace", metavar="FILE", type=Path, help="write the timeline for Perfetto or chrome://tracing"
@@ -90,10 +90,11 @@ def _plan(options: argparse.Namespace, profile: Profile) -> Plan:
         found = "neither a plan nor --planner" if path is None else f"the plan {path} and --planner"
         raise ConfigError(found, "one of the two", "name a plan file, or a planner that makes one")
     if path is None:
-        plan = make_plan(profile, planner=options.planner, budget_bytes=budget_of(options))
+        plan = make_plan(profile, planner=options.planner, budget_bytes=budget_of(options, profile))
     else:
-        if options.memory_gib is not None:
-            raise ConfigError("--memory-gib with a plan", "it with --planner only", "leave it out")
+        for flag, value in (("--memory-gib", options.memory_gib), ("--memory-share", options.memory_share)):
+            if value is not None:
+                raise ConfigError(f"{flag} with a plan", "it with --planner only", "leave it out")
         plan = read_plan(path)
         check_plan_fits(plan, profile, str(path))
     if options.microbatches is None:

@@ -89,9 +89,7 @@ def pack(
     for window in range(stop - 1, first - 1, -1):
         at = window - first
         come_us, floor = arrivals[at + 1], -1e30 if eager else worst[at]
-        eligible = [job for job, deadline in enumerate(jobs.deadlines) if deadline > window]
-        if thrifty:
-            eligible.sort(key=lambda job: jobs.nbytes[job] * (jobs.needs[job] - window) / max(jobs.times_us[job], 1e-3))
+        eligible = _eligible(jobs, window, thrifty)
         following: dict[tuple[int, tuple[int, ...]], _State] = {}
         for state in states:
             left_us = state.left_us + come_us
@@ -119,6 +117,14 @@ def pack(
         states = sorted(following.values())[: effort.width]
     best = min(states, key=lambda state: state.overrun_us + state.left_us)
     return _finish(jobs, lengths, first, stop, best, cap_bytes)
+
+
+def _eligible(jobs: Jobs, window: int, thrifty: bool) -> list[int]:
+    """Jobs that may be in a window, the one to take first in front."""
+    found = [job for job, deadline in enumerate(jobs.deadlines) if deadline > window]
+    if thrifty:
+        found.sort(key=lambda job: jobs.nbytes[job] * (jobs.needs[job] - window) / max(jobs.times_us[job], 1e-3))
+    return found
 
 
 def _arrivals(jobs: Jobs, first: int, stop: int) -> list[float]:

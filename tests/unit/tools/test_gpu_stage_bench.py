@@ -29,7 +29,7 @@ from tools.stage_bench_lib.stage import Stage, build_stage, config_of  # noqa: E
 
 TOY = (
     "--device cpu --dtype fp32 --hidden-size 64 --sequence 32 --num-layers 4 --tensor-parallel 2 --vocabulary 128 "
-    "--iterations 2 --rounds 1"
+    "--iterations 1 --rounds 1"
 )
 INSTANT = Rate(alpha_us=0.0, gbyte_per_s=1e9)
 
