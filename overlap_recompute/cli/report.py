@@ -2,13 +2,14 @@
 
 import argparse
 import datetime
+import json
 import shlex
 import sys
 from pathlib import Path
 from typing import TextIO
 
 from overlap_recompute.cli.commands import Command
-from overlap_recompute.cli.compare import arms_of, progress_line
+from overlap_recompute.cli.compare import arms_of, as_data, progress_line
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.files import write_text_file
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", metavar="NAME", help="arm whose timeline is drawn (the fastest of ours)")
     parser.add_argument("--title", metavar="TEXT", help="of the page")
     parser.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help="page to write")
+    parser.add_argument("--json", action="store_true", help="write one JSON object about the page: arms and figures")
 
 
 def run(options: argparse.Namespace, out: TextIO) -> int:
@@ -77,7 +79,11 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
         raise FileError(
             f"{options.output}, which cannot be written ({error})", "a folder that exists", "choose another path"
         ) from error
-    out.write(f"wrote {options.output}\n")
+    if options.json:
+        data = {"schema": "report/1", "output": str(options.output), "drawn": drawn}
+        out.write(json.dumps({**data, "arms": [as_data(arm, None) for arm in results]}, indent=2) + "\n")
+    else:
+        out.write(f"wrote {options.output}\n")
     return 0
 
 

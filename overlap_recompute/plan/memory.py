@@ -77,7 +77,7 @@ def static_bytes_of_stage(profile: Profile, split: Split, stage: int) -> StaticB
     shared = profile.tied_parameters if is_first and is_last else 0
     return static_bytes(
         profile.static,
-        sum(part.parameters for part in (*kinds, *ends)) - shared,
+        sum(kind.parameters for kind in kinds) + sum(end.parameters for end in ends) - shared,
         sum(kind.expert_parameters for kind in kinds),
     )
 

@@ -36,8 +36,11 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
 
 def has_module(name: str) -> bool:
-    """Whether a module is installed, without importing it."""
-    return importlib.util.find_spec(name) is not None
+    """Whether a module is installed, and not hidden as on the CPU platform; without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _set(config: PretrainConfig, group: str, **values: Any) -> PretrainConfig:

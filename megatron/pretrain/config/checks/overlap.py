@@ -11,6 +11,7 @@ WINDOWS = "--overlap-recompute-windows"
 PROFILE = "--overlap-recompute-profile"
 AUTO = "--overlap-recompute-auto"
 AUTO_MEMORY = "--overlap-recompute-memory-gib"
+REPLAN = "--overlap-recompute-replan-interval"
 PROFILE_WARMUP, PROFILE_ITERATIONS = 2, 5
 """Iterations when the flags do not say."""
 
@@ -119,8 +120,12 @@ def auto_has_what_it_needs(config: PretrainConfig) -> None:
     """A switch that it extends, a budget, and nobody else who decides."""
     options = config.overlap
     if not options.overlap_recompute_auto:
-        budget = options.overlap_recompute_memory_gib
-        require(budget is None, f"{AUTO_MEMORY} without {AUTO}", f"{AUTO} with it", f"add {AUTO}, or remove the flag")
+        extras = {
+            AUTO_MEMORY: options.overlap_recompute_memory_gib,
+            REPLAN: options.overlap_recompute_replan_interval,
+        }
+        stray = next((flag for flag, value in extras.items() if value is not None), None)
+        require(stray is None, f"{stray} without {AUTO}", f"{AUTO} with it", f"add {AUTO}, or remove the flag")
         return
     require(
         options.overlap_recompute,

@@ -56,3 +56,7 @@ class OverlapOptions:
     overlap_recompute_memory_gib: PositiveFloat | None = None
     """Own flag. Memory of a rank that --overlap-recompute-auto plans for, in GiB; on a GPU, when not given, nine tenths
     of the device's."""
+
+    overlap_recompute_replan_interval: PositiveInt | None = None
+    """Own flag. With --overlap-recompute-auto: iterations of a plan until the run is measured anew and planned for
+    again, without a restart; never when not given."""
