@@ -39,6 +39,11 @@ COMMANDS: tuple[Entry, ...] = (
         module="overlap_recompute.cli.profile",
     ),
     Entry(
+        name="memory",
+        summary="say how much memory each stage takes, term by term, without running the model",
+        module="overlap_recompute.cli.memory",
+    ),
+    Entry(
         name="plan",
         summary="decide what each stage keeps, recomputes and where, for a memory budget",
         module="overlap_recompute.cli.plan",

@@ -25,7 +25,8 @@ seconds. The flags behind -- are those of pretrain_gpt.py; --overlap-recompute-p
 stock --recompute-* flags among them say what is recomputed."""
 EPILOG = """examples:
   overlap-recompute memory -- --model-preset gpt-23b --bf16 --tensor-model-parallel-size 8 \\
-      --pipeline-model-parallel-size 4 --micro-batch-size 1 --global-batch-size 64 --train-iters 1 --lr 1e-4 --mock-data
+      --pipeline-model-parallel-size 4 --micro-batch-size 1 --global-batch-size 64 --train-iters 1 --lr 1e-4 \\
+      --mock-data --vocab-size 50257
   overlap-recompute memory --plan plan.json -- ...          # what a plan keeps, with the same flags
   overlap-recompute memory --device cuda -- ...             # what the kernels of a GPU save (docs/memory.md)
 """

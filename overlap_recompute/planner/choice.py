@@ -136,19 +136,24 @@ def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]
     """Memory, estimated exposed time and all replay time, of (C, layers) choices at once.
 
     The estimate lets replays be split. What memory leaves bounds how much of them may be held ahead of need, also
-    in the window of the replay: carry times the mean bytes of a microsecond of replay; what is beyond is exposed.
+    in the window of the replay: as much as fits if the units that hide most for their bytes come first; what is beyond is
+    exposed.
     """
     problem, shape = workspace.problem, choices.shape
     kept, working = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    total, brought = np.zeros(len(choices)), np.zeros(len(choices))
+    total = np.zeros(len(choices))
+    units = max((len(table.names) for table in workspace.tables), default=0)
+    times, brought = np.zeros((len(choices), units)), np.zeros((len(choices), units))
     for index in range(shape[1]):
         table, policies = workspace.table(index), choices[:, index]
         kept[:, index], working[:, index] = table.kept_bytes[policies], table.working_bytes[policies]
         total += table.recompute_us[policies]
-        brought += table.unit_bytes.sum(axis=1)[policies]
+        work = table.work[:, None] >> np.arange(len(table.names)) & 1
+        times[:, : len(table.names)] += (work * table.unit_us)[policies]
+        brought[:, : len(table.names)] += (work * table.unit_bytes)[policies]
     needed = _memory(workspace, kept, working)
     room = np.maximum(0.0, problem.budget_bytes - needed.astype(np.float64))
-    limit_us = np.where(brought > 0, room * total / np.maximum(1.0, brought), np.inf)
+    limit_us = _held_us(times, brought, room)
     exposed = np.zeros(len(choices))
     for chunk in range(len(problem.chunks)):
         carry, layers = np.zeros(len(choices)), workspace.chunk(chunk)
@@ -166,6 +171,23 @@ def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]
         hidden = np.minimum(np.minimum(carry, limit_us), before_us)
         exposed += carry - hidden
     return needed, exposed, total
+
+
+def _held_us(times: Floats, brought: Floats, room: Floats) -> Floats:
+    """Most replay time that may be held in `room` (C) bytes; times and bytes (C, U) by unit of all layers together."""
+    order = np.argsort(brought / np.maximum(times, 1e-9), axis=1, kind="stable")
+    times, brought = np.take_along_axis(times, order, axis=1), np.take_along_axis(brought, order, axis=1)
+    before = np.cumsum(brought, axis=1) - brought
+    share = np.clip((room[:, None] - before) / np.maximum(brought, 1.0), 0.0, 1.0)
+    return np.asarray((times * np.where(brought > 0, share, 1.0)).sum(axis=1))
+
+
+def memory_of_choices(workspace: Workspace, choices: Ints) -> Ints:
+    """Kept bytes and working set together, of (C, layers) choices at once."""
+    tables = [workspace.table(index) for index in range(choices.shape[1])]
+    kept = np.column_stack([table.kept_bytes[choices[:, index]] for index, table in enumerate(tables)])
+    working = np.column_stack([table.working_bytes[choices[:, index]] for index, table in enumerate(tables)])
+    return _memory(workspace, kept, working)
 
 
 def _memory(workspace: Workspace, kept: Ints, working: Ints) -> Ints:

@@ -2,34 +2,34 @@
 
 1. It starts from what `heu` finds; a dynamic program proposes more choices of policies, for several prices of hidden
    time (`overlap_recompute.planner.choice`).
-2. The windows of each are packed (`overlap_recompute.planner.packing`).
-3. The best is improved: another policy for one layer, or for two layers at a time where one gives memory and the other
-   takes it, as long as that helps and effort is left.
+2. They are packed together with those of `heu`, and the best lanes varied for some generations: another order of jobs,
+   another policy for one or two layers (`overlap_recompute.planner.evolve`).
+
+Small stages are searched neighbour by neighbour instead (`overlap_recompute.planner.search`).
 """
 
 from collections.abc import Iterator
 from itertools import islice
 
 from overlap_recompute.planner.choice import feasible, stage_front
-from overlap_recompute.planner.heu import search_structures
-from overlap_recompute.planner.packing import Effort
+from overlap_recompute.planner.heu import evolve_structures, search_structures
 from overlap_recompute.planner.problem import StageSolution
-from overlap_recompute.planner.search import Search, scaled
+from overlap_recompute.planner.search import Search, effort_of
 from overlap_recompute.planner.workspace import Choice, Workspace
 
-EFFORT = Effort(width=2, sums=12, jobs=5)
 PRICES = (0.03, 0.3, 2.0)
 """Of hidden time relative to exposed time."""
 STATES = 64
-CANDIDATES = 2
+CANDIDATES = 4
 """Choices that are packed for each price."""
-MOVES = 8
-"""Choices that are packed while the best one is improved."""
+GENERATIONS, LANES, MENDED = 4, 64, 3
 
 
 def solve_mix(workspace: Workspace) -> StageSolution | None:
     """The best solution found; None if nothing fits."""
-    effort, moves = scaled(workspace, EFFORT, MOVES)
+    effort = effort_of(workspace)
+    if effort is None:
+        return _evolved(workspace)
     search = Search(workspace, effort)
     start = search_structures(workspace)
     if start.best is None or start.is_done:
@@ -39,8 +39,20 @@ def solve_mix(workspace: Workspace) -> StageSolution | None:
         search.consider(choice)
         if search.is_done:
             break
-    search.improve(moves)
+    search.improve()
     return search.best
+
+
+def _evolved(workspace: Workspace) -> StageSolution | None:
+    evolution = evolve_structures(workspace)
+    if evolution.best is None or evolution.is_done:
+        return evolution.best
+    evolution.step(LANES, MENDED, [*dict.fromkeys(proposals(workspace, STATES, CANDIDATES))])
+    for _ in range(GENERATIONS - 1):
+        if evolution.is_done:
+            break
+        evolution.step(LANES, MENDED)
+    return evolution.best
 
 
 def proposals(workspace: Workspace, states: int, most: int) -> Iterator[Choice]:

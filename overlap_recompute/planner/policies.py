@@ -9,7 +9,7 @@ NOTE [ when a policy is dominated ]
    units make up the load no longer matters. This may lose a solution whose units fit their windows better.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -73,8 +73,12 @@ class PolicyTable:
         return int(np.flatnonzero(self.masks == mask)[0])
 
 
-def price_policies(kind: LayerKind) -> PolicyTable:
+def price_policies(kind: LayerKind, *, with_working: bool = True) -> PolicyTable:
     """All policies of a layer kind: units that must be kept are in none; the first policy drops nothing.
+
+    Args:
+        kind: the layer.
+        with_working: price the working set as well; else it is 0, for `priced_working` to fill in later.
 
     Raises:
         ConfigError: more units than can be enumerated.
@@ -107,18 +111,24 @@ def price_policies(kind: LayerKind) -> PolicyTable:
     reads = tuple(sum(1 << index_of[name] for name in unit.reads) for unit in kind.units)
     work = _work(kind, masks, reads)
     unit_us = np.array([unit.forward_us for unit in kind.units])
-    sets = [frozenset(name for name, drop in zip(names, row, strict=True) if drop) for row in drops]
-    return PolicyTable(
+    table = PolicyTable(
         names=names,
         unit_us=unit_us,
         reads=reads,
         masks=masks,
         work=work,
         kept_bytes=kept,
-        working_bytes=np.array([layer_working_set_bytes(kind, units) for units in sets]),
+        working_bytes=np.zeros(len(masks), dtype=np.int64),
         unit_bytes=brought,
         recompute_us=(work[:, None] >> np.arange(len(names)) & 1) @ unit_us,
     )
+    return priced_working(kind, table) if with_working else table
+
+
+def priced_working(kind: LayerKind, table: PolicyTable) -> PolicyTable:
+    """The table with working sets, which take longer to price than all else."""
+    sets = [table.dropped(policy) for policy in range(len(table.masks))]
+    return replace(table, working_bytes=np.array([layer_working_set_bytes(kind, units) for units in sets]))
 
 
 def _work(kind: LayerKind, masks: Ints, reads: tuple[int, ...]) -> Ints:

@@ -20,14 +20,14 @@ PRICE = 0.1
 _LEAST_US = 1e-6
 
 
-def scaled(workspace: Workspace, effort: Effort, moves: int) -> tuple[Effort, int]:
-    """Effort and moves for a stage of this size."""
+def effort_of(workspace: Workspace) -> Effort | None:
+    """How hard to look on a small stage; None on a larger one."""
     units = sum(
         int(np.bitwise_or.reduce(workspace.table(i).masks)).bit_count() for i in range(len(workspace.problem.layers))
     )
     if units <= TINY:
-        return EXHAUSTIVE, THOROUGH_MOVES
-    return (THOROUGH, THOROUGH_MOVES) if units <= SMALL else (effort, moves)
+        return EXHAUSTIVE
+    return THOROUGH if units <= SMALL else None
 
 
 class Search:
@@ -57,9 +57,9 @@ class Search:
         self.best, self.choice = found, choice
         return True
 
-    def improve(self, moves: int) -> None:
+    def improve(self) -> None:
         """Local search: pack the most promising neighbours of the best choice, until none is better."""
-        improved = self.best is not None
+        moves, improved = THOROUGH_MOVES, self.best is not None
         while improved and not self.is_done:
             improved = False
             for choice in _neighbours(self._workspace, self.choice, moves):

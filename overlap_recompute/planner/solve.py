@@ -13,7 +13,7 @@ from overlap_recompute.planner.infeasible import SEARCHING, InfeasibleError
 from overlap_recompute.planner.mix import solve_mix
 from overlap_recompute.planner.opt import GAP, SolverError, improve
 from overlap_recompute.planner.packing import Effort
-from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies
+from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies, priced_working
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.progress import Report
 from overlap_recompute.planner.search import smallest
@@ -47,11 +47,12 @@ class Memory:
     rising order of budgets never get slower.
     """
 
-    __slots__ = ("_tables", "_exact", "_solutions")
+    __slots__ = ("_tables", "_exact", "_fronts", "_solutions")
 
     def __init__(self) -> None:
         self._tables: dict[LayerKind, PolicyTable] = {}
         self._exact: dict[LayerKind, PolicyTable] = {}
+        self._fronts: dict[tuple[LayerKind, tuple[int, ...]], PolicyTable] = {}
         self._solutions: dict[tuple[object, ...], list[tuple[int, StageSolution | None]]] = {}
 
     def table(self, kind: LayerKind) -> PolicyTable:
@@ -65,6 +66,15 @@ class Memory:
         if kind not in self._exact:
             self._exact[kind] = exact(self.table(kind))
         return self._exact[kind]
+
+    def front(self, problem: StageProblem, number: int) -> PolicyTable:
+        """Those that fast planners look at, for a kind of the problem's layers."""
+        kind, layer = problem.kinds[number], next(layer for layer in problem.layers if layer.kind == number)
+        key = kind, tuple(deadline - layer.own_window for deadline in layer.deadlines)
+        if key not in self._fronts:
+            table = price_policies(kind, with_working=False)
+            self._fronts[key] = priced_working(kind, front(table, loads(problem, number, table)))
+        return self._fronts[key]
 
     def recall(self, key: tuple[object, ...], budget_bytes: int) -> tuple[bool, StageSolution | None]:
         """Whether this very problem was solved, and the best solution of its like that fits."""
@@ -178,8 +188,7 @@ def check_planner(planner: str) -> None:
 
 
 def _fast(problem: StageProblem, memory: Memory) -> Workspace:
-    tables = [memory.table(kind) for kind in problem.kinds]
-    return Workspace(problem, [front(table, loads(problem, number, table)) for number, table in enumerate(tables)])
+    return Workspace(problem, [memory.front(problem, number) for number in range(len(problem.kinds))])
 
 
 def _exact(problem: StageProblem, memory: Memory) -> Workspace:

@@ -110,7 +110,7 @@ class Census:
             if seen.part == part and (is_held or seen.readers - {str(seen.maker)}):
                 readers = tuple(unit for unit in order if unit in seen.readers)
                 key = (seen.maker, seen.is_output, is_held, readers)
-                sums[key] = sums.get(key, 0) + seen.record.nbytes
+                sums[key] = sums.get(key, 0) + self._live.measure(seen.record)
         return tuple(
             StorageRow(name=_name(maker, is_output), nbytes=nbytes, maker=maker, held=held, replay_readers=readers)
             for (maker, is_output, held, readers), nbytes in sums.items()

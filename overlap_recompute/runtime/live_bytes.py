@@ -63,8 +63,19 @@ class LiveBytes(TorchDispatchMode):
             self._note()
         return record
 
+    def measure(self, record: StorageRecord) -> int:
+        """Bytes of a storage now: some operations empty a storage that others still refer to."""
+        storage = record.ref() if record.ref is not None else None
+        if storage is not None and storage.nbytes() != record.nbytes:
+            change = storage.nbytes() - record.nbytes
+            record.nbytes += change
+            self.live_bytes += change if record.is_counted else 0
+            self.kept_bytes += change if record.is_kept else 0
+        return record.nbytes
+
     def keep(self, record: StorageRecord) -> None:
         """Declare that a storage is kept for backward."""
+        self.measure(record)
         if record.is_counted and not record.is_kept and record.ref is not None and record.ref() is not None:
             record.is_kept = True
             self.kept_bytes += record.nbytes

@@ -134,6 +134,8 @@ def _take_peak(step: Callable[[], object], stage: Stage, samples: Samples) -> No
         samples.peak_bytes = max(samples.peak_bytes, torch.cuda.max_memory_allocated(device))
         return
     with LiveBytes() as live:
+        for tensor in stage.static_tensors():
+            live.record(tensor.untyped_storage())  # was there before: not made by the step
         step()
     samples.before_bytes = stage.static_bytes
     samples.peak_bytes = max(samples.peak_bytes, stage.static_bytes + live.peak_bytes)

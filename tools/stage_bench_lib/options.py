@@ -106,9 +106,12 @@ class Options:
             "--train-iters": 1,
             "--lr": "1e-4",
         }
-        if model.groups != model.heads:
+        preset = preset_named(self.preset, flag="--preset")
+        if preset.groups != preset.heads:
             words["--num-query-groups"] = model.groups
         switches = ["--mock-data", *(["--bf16"] if self.dtype == "bf16" else [])]
+        # The trainer wants it with experts.
+        switches += ["--sequence-parallel"] if model.experts and self.tensor_parallel > 1 else []
         switches += ["--use-distributed-optimizer"] if self.data_parallel > 1 else []
         named = [word for flag, value in words.items() for word in (flag, str(value))]
         return (*named, *switches, *self.further)

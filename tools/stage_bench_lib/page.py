@@ -83,6 +83,8 @@ def _hidden(record: dict[str, Any]) -> list[str]:
             f"Hidden: {hidden['fraction']:.1%} of {_ms(hidden['recompute_us'])} ms a step ({hidden['of']}); "
             f"overlapped takes {_ms(hidden['hidden_us'])} ms less than on demand."
         )
+    elif hidden["of"] is not None:
+        lines.append(f"No hidden fraction: recompute took no measurable time ({hidden['of']}); measure more steps.")
     return lines
 
 

@@ -122,7 +122,7 @@ class Stage:
     def forward(self, forward_step: ForwardStep, microbatches: int = 1) -> Tensor:
         """A forward pass: what its backward pass starts from."""
         if not self.is_first:
-            self._set_input(self._received.detach().requires_grad_())
+            self._set_input(self._received.clone().requires_grad_())  # a message of its own for each microbatch
         output, loss = forward_step(None, self.model)
         if self.is_last:
             return loss(output)[0] / microbatches
@@ -141,8 +141,11 @@ class Stage:
     @property
     def static_bytes(self) -> int:
         """Weights and gradient buffers; there is no optimizer."""
-        tensors = [tensor for parameter in self.model.parameters() for tensor in (parameter, parameter.main_grad)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.static_tensors())
+
+    def static_tensors(self) -> list[Tensor]:
+        """Weights and gradients."""
+        return [tensor for parameter in self.model.parameters() for tensor in (parameter, parameter.main_grad)]
 
     def gradient_digest(self) -> str:
         """Of all gradients of the last step: a hash of the sums of every row's bits."""

@@ -93,6 +93,11 @@ def test_stock_selective_recompute_is_run_as_it_is(gpt: CountedModel) -> None:
     scores_bytes = 2 * 4 * 16 * 16 * 4
     saved = kept_bytes_of(plain.storages, NOTHING) - kept_bytes_of(selective.storages, NOTHING)
     assert saved >= scores_bytes
+    norms = count(config_of("--recompute-granularity selective --recompute-modules layernorm"), VOCAB).kinds[0]
+    # Two outputs of norms are emptied after their use.
+    assert (
+        kept_bytes_of(norms.storages, NOTHING) <= kept_bytes_of(gpt.kinds[0].storages, NOTHING) - 2 * WIDTH_BYTES + 512
+    )
 
 
 def test_kernels_of_a_gpu(gpt: CountedModel) -> None:

@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     """The first of two stages, over a link so slow that everything can hide in it."""
-    options = options_of("--pipeline-parallel 2 --alpha-us 4000")
+    options = options_of("--pipeline-parallel 2 --alpha-us 2000")
     return run_bench(options, DEVICE, ("tools/gpu_stage_bench.py",), label_of(options, rate_of(options)))
 
 
@@ -140,7 +140,7 @@ def test_alone_tells_what_was_stated(bench: Bench) -> None:
     alone = bench.alone
     assert alone is not None
     assert alone.transfers == 9  # 8 of two layers, one of the embedding
-    assert alone.stated_us == pytest.approx(9 * 4_000, rel=0.01)
+    assert alone.stated_us == pytest.approx(9 * 2_000, rel=0.01)
     assert alone.communication_us >= 0.999 * alone.stated_us
     assert alone.recompute_us > 0 and alone.train_us > 0
 
@@ -152,10 +152,10 @@ def test_the_profile_is_one_of_the_whole_model(bench: Bench, tmp_path: pathlib.P
     assert profile.layout.split == ((2,), (2,)) and len(profile.layers) == 4
     assert "not a multi-GPU measurement" in profile.origin.note
     windows = [step for step in profile.kinds[0].forward if step.kind != COMPUTE]
-    assert len(windows) == 2 and all(step.duration_us > 3_000 for step in windows)
+    assert len(windows) == 2 and all(step.duration_us > 1_500 for step in windows)
     assert profile.head.forward and profile.embedding.forward
     link = profile.link("all_reduce")
-    assert link is not None and link.alpha_us == 4_000
+    assert link is not None and link.alpha_us == 2_000
     write_record(tmp_path / "profile.json", profile)
     assert read_record(tmp_path / "profile.json", Profile, PROFILE_VERSION) == profile
 
@@ -174,7 +174,7 @@ def test_every_part_of_the_record_is_labelled(bench: Bench) -> None:
     record = json.loads(json.dumps(record_of(bench, DEVICE, "tools/gpu_stage_bench.py --preset gpt-23b")))
     label = record["label"]
     assert label == (
-        "one CPU process, no GPU, one stage at TP-shard shapes, communication emulated with alpha=4000 us, "
+        "one CPU process, no GPU, one stage at TP-shard shapes, communication emulated with alpha=2000 us, "
         "beta=1/(100 GB/s), pipeline composed by simulation; not a multi-GPU measurement"
     )
     parts = [record["stage"], record["hidden"], record["alone"], *record["arms"].values(), *record["composed"].values()]
@@ -212,6 +212,6 @@ def test_room_is_asked_for_each_arm(bench: Bench) -> None:
     assert shortage(table, sizes[NONE]) == ""
     assert shortage(table, sizes[NONE] - 1).endswith("short")
     measured = bench.arms[NONE].peak_bytes
-    assert sizes[NONE] == pytest.approx(measured, rel=0.25)
+    assert sizes[NONE] == pytest.approx(measured, rel=0.1)
     assert most_layers(lambda count: count <= 3, 5) == 3
     assert most_layers(lambda count: False, 5) == 0

@@ -1,18 +1,13 @@
 """The command line of tools/gpu_stage_bench.py: what is built from it, and what it refuses."""
 
-import pathlib
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.presets import PRESETS
-from tools.stage_bench_lib.link import HostLink, Rate, pipeline_rate_of, require_device
+from tools.gpu_stage_bench import main
+from tools.stage_bench_lib.link import HostLink, Rate, pipeline_rate_of
 from tools.stage_bench_lib.options import parse
-
-TOOL = pathlib.Path(__file__).resolve().parents[3] / "tools" / "gpu_stage_bench.py"
 
 
 def words(text: str) -> list[str]:
@@ -29,6 +24,12 @@ def test_every_preset_keeps_its_shape(preset: str) -> None:
     assert flags[flags.index("--hidden-size") + 1] == str(known.hidden)
     assert flags[flags.index("--ffn-hidden-size") + 1] == str(known.ffn_hidden)
     assert flags[flags.index("--global-batch-size") + 1] == "16"
+
+
+def test_groups_of_queries_follow_a_toy_width() -> None:
+    options = parse("--preset llama3-8b --hidden-size 128 --tensor-parallel 2".split())
+    flags = options.trainer_flags(layers=2, stages=1)
+    assert flags[flags.index("--num-attention-heads") + 1] == flags[flags.index("--num-query-groups") + 1] == "2"
 
 
 def test_toy_overrides_and_further_flags() -> None:
@@ -73,15 +74,17 @@ def test_what_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-def test_without_a_cuda_device_it_says_so_and_ends_with_2() -> None:
-    with pytest.raises(ConfigError, match="sees no CUDA device"):
-        require_device(parse(words("")))
-    done = subprocess.run(
-        [sys.executable, str(TOOL), *words("")], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("gpu_stage_bench.py: error: found --device cuda")
-    assert "--device cpu" in done.stderr
+def test_without_a_cuda_device_it_says_so_and_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("")) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("gpu_stage_bench.py: error: found --device cuda, but torch")
+    assert "--device cpu" in written.err and written.err.count("\n") == 1
+
+
+def test_faults_of_the_command_line_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "gpt-24b"]) == 2
+    assert "--preset 'gpt-24b'" in capsys.readouterr().err
 
 
 def test_transfers_on_the_host_queue_and_end_in_time() -> None:

@@ -1,0 +1,173 @@
+"""Search for larger stages: choices of policies and orders of jobs are packed together, and the best ones varied.
+
+The first generation pairs the most promising choices with orders of several kinds (`orders`): what hides most for the
+bytes that it brings back, what is needed first, what is long, and mixtures. Each further generation keeps the best lanes and
+varies their orders, and in some of them the policy of one or two layers. The few best of each generation are mended by
+moving single jobs (`overlap_recompute.planner.assignment`). Random numbers come from a generator of fixed seed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from overlap_recompute.planner.assignment import Assignment
+from overlap_recompute.planner.choice import memory_of_choices
+from overlap_recompute.planner.lanes import Board, Lanes, pack_lanes
+from overlap_recompute.planner.policies import Floats, Ints
+from overlap_recompute.planner.problem import ON_DEMAND, Fill, StageSolution
+from overlap_recompute.planner.workspace import Choice, Workspace, assemble, jobs_of
+
+_LEAST_US = 1e-6
+_SHARES = np.array([1.0, 0.05, 0.6, 0.3])
+_FITS = np.array([0.0, 1.0, 3.0])
+_PARENTS = 6
+_MOST_PASSES = 4
+
+
+class Evolution:
+    """The best solution so far, and the lanes that the next generation comes from."""
+
+    __slots__ = ("best", "choice", "_board", "_random", "_lanes", "_order", "_room")
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.best: StageSolution | None = None
+        self.choice: Choice = ()
+        self._board = Board(workspace)
+        self._random = np.random.default_rng(1)
+        self._lanes: Lanes | None = None
+        self._order: Ints = np.zeros(0, dtype=np.int64)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is exposed."""
+        return self.best is not None and self.best.exposed_us <= _LEAST_US
+
+    def start(self, choices: Sequence[Choice], size: int, mended: int) -> None:
+        """Pack a generation of `size` lanes from given choices; `mended` of them are mended."""
+        if choices:
+            rows = np.array(choices, dtype=np.int64)[np.arange(size) % len(choices)]
+            self._run(self._fresh(rows), mended)
+
+    def step(self, size: int, mended: int, choices: Sequence[Choice] = ()) -> None:
+        """Pack a generation that comes from the one before, and from more choices."""
+        lanes, random = self._lanes, self._random
+        if lanes is None:
+            return
+        fresh = self._fresh(np.array([choices[i % len(choices)] for i in range(size // 3 if choices else 0)] or
+                                     np.zeros((0, lanes.choices.shape[1])), dtype=np.int64))
+        parents = self._order[:_PARENTS]
+        picked = parents[np.minimum(random.integers(0, len(parents), size), random.integers(0, len(parents), size))]
+        picked[: len(parents)] = parents
+        children = Lanes(
+            choices=self._varied(lanes.choices[picked], len(parents)),
+            keys=lanes.keys[picked],
+            least=lanes.least[picked],
+            fit=lanes.fit[picked],
+        )
+        shape = children.keys.shape
+        change = random.normal(0.0, 1.0, shape) * random.choice([0.02, 0.06, 0.2], size)[:, None, None]
+        change *= random.random(shape) < 0.4
+        change[: len(parents)] = 0.0
+        other = random.random(size) < 0.2
+        other[: len(parents)] = False
+        self._run(
+            Lanes(
+                choices=np.concatenate([children.choices, fresh.choices]),
+                keys=np.concatenate([children.keys + change, fresh.keys]),
+                least=np.concatenate([np.where(other, random.choice(_SHARES, size), children.least), fresh.least]),
+                fit=np.concatenate([np.where(other, random.choice(_FITS, size), children.fit), fresh.fit]),
+            ),
+            mended,
+        )
+
+    def _fresh(self, choices: Ints) -> Lanes:
+        count = len(choices)
+        numbers = np.arange(count)
+        return Lanes(
+            choices=choices,
+            keys=orders(self._board, choices, self._random),
+            least=_SHARES[numbers % len(_SHARES)],
+            fit=_FITS[numbers // len(_SHARES) % len(_FITS)],
+        )
+
+    def _varied(self, choices: Ints, untouched: int) -> Ints:
+        """Another policy for a layer, or two layers' policies exchanged, in half of the lanes behind the first."""
+        random, workspace = self._random, self._board.workspace
+        result, layers = choices.copy(), choices.shape[1]
+        for lane in range(untouched, len(choices)):
+            draw, first, second = random.random(), int(random.integers(layers)), int(random.integers(layers))
+            kinds = workspace.problem.layers[first].kind, workspace.problem.layers[second].kind
+            if draw < 0.35:
+                result[lane, first] = random.integers(len(workspace.table(first).masks))
+                if draw < 0.2:
+                    result[lane, second] = random.integers(len(workspace.table(second).masks))
+            elif draw < 0.5 and kinds[0] == kinds[1]:
+                result[lane, [first, second]] = result[lane, [second, first]]
+        return result
+
+    def _run(self, lanes: Lanes, mended: int) -> None:
+        workspace = self._board.workspace
+        room = workspace.problem.budget_bytes - memory_of_choices(workspace, lanes.choices)
+        packed = pack_lanes(self._board, lanes, np.maximum(room, 0))
+        exposed = np.where(room >= 0, packed.exposed_us, np.inf)
+        order = np.argsort(exposed, kind="stable")
+        seen: set[float] = set()
+        polished = exposed.copy()
+        for lane in order:
+            key = round(float(exposed[lane]), 3)
+            if len(seen) >= mended or not np.isfinite(exposed[lane]) or self.is_done:
+                break
+            if key in seen:
+                continue
+            seen.add(key)
+            choice = tuple(lanes.choices[lane].tolist())
+            fills = mend(workspace, choice, packed.windows[lane], int(room[lane]))
+            found = assemble(workspace, choice, fills)
+            polished[lane] = found.exposed_us
+            if self.best is None or found.exposed_us < self.best.exposed_us - _LEAST_US:
+                self.best, self.choice = found, choice
+        self._lanes, self._order = lanes, np.argsort(polished, kind="stable")
+
+
+def mend(workspace: Workspace, choice: Choice, windows: Ints, room_bytes: int) -> list[Fill]:
+    """Fill up what a lane left and move what overruns.
+
+    Args:
+        workspace: the problem.
+        choice: policies.
+        windows: (layers, units).
+        room_bytes: most that may be prefetched at a time.
+    """
+    fills: list[Fill] = []
+    for chunk in range(len(workspace.problem.chunks)):
+        jobs = jobs_of(workspace, choice, chunk)
+        first, stop = workspace.span(chunk)
+        plan = Assignment(jobs, workspace.lengths, first, stop, room_bytes)
+        for job, (layer, unit) in enumerate(jobs.places):
+            if windows[layer, unit] != ON_DEMAND:
+                plan.put(job, int(windows[layer, unit]))
+        plan.fill_up()
+        for _ in range(_MOST_PASSES):
+            if not plan.relocate():
+                break
+            plan.fill_up()
+        for (layer, unit), window in zip(jobs.places, plan.windows, strict=True):
+            if window != ON_DEMAND:
+                fills.append(Fill(layer=layer, unit=unit, window=window))
+    return fills
+
+
+def orders(board: Board, choices: Ints, random: np.random.Generator) -> Floats:
+    """(N, layers, units) keys: a mixture of thrift, need, length and chance, another one for each lane."""
+    jobs = board.gather(choices, list(range(choices.shape[1])))
+    reach = jobs.sources[None] & jobs.work[:, :, None, :]
+    nbytes = (reach * jobs.nbytes[:, :, None, :]).sum(axis=3)
+    times = (reach * jobs.times[None, :, None, :]).sum(axis=3)
+    longest_us = max(max(board.workspace.lengths, default=1.0), 1e-9)
+    thrift = nbytes / np.maximum(np.minimum(times, longest_us), 1e-9)
+    thrift /= max(float(thrift.max(initial=0.0)), 1e-9)
+    need = 1.0 - jobs.needs / max(int(jobs.needs.max(initial=1)), 1)
+    length = 1.0 - jobs.times / max(float(jobs.times.max(initial=0.0)), 1e-9)
+    weights = random.random((len(choices), 4)) ** 2
+    mixed = weights[:, 0, None, None] * thrift + weights[:, 1, None, None] * need + weights[:, 2, None, None] * length
+    return np.asarray(mixed + 0.3 * weights[:, 3, None, None] * random.random(thrift.shape))
