@@ -229,8 +229,9 @@ def _check_same_flags(settings: OverlapSettings) -> None:
     found = marks.tolist()
     other = next((rank for rank, mark in enumerate(found) if mark != found[0]), None)
     if other is not None:
+        what = "flags" if settings.planned is None else "flags or another plan"
         raise ConfigError(
-            f"other --overlap-recompute flags on rank {other} than on rank 0 (rank {settings.rank}: {settings.flags})",
-            "the same flags on every rank",
-            "start every rank with the same command line",
+            f"other --overlap-recompute {what} on rank {other} than on rank 0 (rank {settings.rank}: {settings.flags})",
+            f"the same {what.replace('another', 'the same')} on every rank",
+            "start every rank with the same command line, and where a plan is read from copies that are the same",
         )

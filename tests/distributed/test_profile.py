@@ -26,10 +26,11 @@ NO_MEMORY = MemoryTable(
 )  # fmt: skip
 
 
-def run(folder: pathlib.Path, name: str, flags: list[str], ranks: int = 2) -> list[float]:
-    """Train four iterations; returns the losses."""
+def run(folder: pathlib.Path, name: str, flags: list[str], iterations: int = 4) -> list[float]:
+    """Train on two ranks; returns the losses."""
     metrics = folder / f"{name}.jsonl"
-    results = run_ranks(trainer(*SHORT, "--train-iters", "4", *flags, "--metrics-file", str(metrics)), ranks)
+    command = trainer(*SHORT, "--train-iters", str(iterations), *flags, "--metrics-file", str(metrics))
+    results = run_ranks(command, 2)
     assert all(result.returncode == 0 for result in results), report(results)
     return losses(metrics)
 
@@ -143,15 +144,44 @@ def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None
     wide_bytes = 64 * 2 * 256 * 4
     assert figures["overlap/dropped_bytes_per_microbatch"] > 4 * wide_bytes
     assert figures["overlap/hidden_recompute_ms"] + figures["overlap/exposed_recompute_ms"] > 0
+    refuse_plans_that_differ(tmp_path, layout, profile, split)
 
 
-def test_a_run_plans_for_itself(tmp_path: pathlib.Path) -> None:
+def refuse_plans_that_differ(folder: pathlib.Path, layout: list[str], profile: Profile, split: Split) -> None:
+    """Each rank reads its own disk, and on that of rank 1 the plan under this name is another one."""
+    for rank, budget_bytes in enumerate((1 << 30, 1 << 31)):
+        (folder / f"rank-{rank}").mkdir()
+        plan = replace(plan_from(profile, split), budget_bytes=budget_bytes)
+        write_record(folder / f"rank-{rank}" / "plan.json", plan)
+    metrics = folder / "refused.jsonl"
+    flags = [*layout, "--overlap-recompute", "--overlap-recompute-plan", "plan.json", "--metrics-file", str(metrics)]
+    results = run_ranks(changed_trainer("disks", str(folder), *SHORT, "--train-iters", "4", *flags), 2)
+    assert all(result.returncode not in (0, -9) for result in results), report(results)
+    assert "another plan on rank 1 than on rank 0" in results[0].output, report(results)
+    assert not metrics.exists() or not read_metrics(metrics), "no iteration has run"
+
+
+def changed_trainer(mode: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", "tests.distributed.plan_ranks", mode, *words, "--distributed-backend", "gloo"]
+
+
+def test_a_run_plans_for_itself_again_and_again(tmp_path: pathlib.Path) -> None:
     layout = ["--tensor-model-parallel-size", "2", *LINK]
     auto = [*layout, "--overlap-recompute", "--overlap-recompute-auto", *FEW]
-    plain = run(tmp_path, "plain", layout)
-    assert run(tmp_path, "auto", [*auto, "--overlap-recompute-memory-gib", "1"]) == plain
-    last = read_metrics(tmp_path / "auto.jsonl")[-1]["extra"]
-    assert last["overlap/predicted_iteration_ms"] > 0
+    plain = run(tmp_path, "plain", layout, iterations=13)
+    metrics = tmp_path / "auto.jsonl"
+    again = "--train-iters 13 --overlap-recompute-memory-gib 1 --overlap-recompute-replan-interval 3".split()
+    results = run_ranks(changed_trainer("switch", *SHORT, *auto, *again, "--metrics-file", str(metrics)), 2)
+    assert all(result.returncode == 0 for result in results), report(results)
+    assert losses(metrics) == plain
+    figures = [record["extra"] for record in read_metrics(metrics)]
+    # Measured, a plan, measured anew, another plan; a third one would come too late.
+    assert [bool(extra) for extra in figures] == [False] * 3 + [True] * 3 + [False] * 3 + [True] * 4
+    dropped = [extra["overlap/dropped_bytes_per_microbatch"] for extra in figures if extra]
+    assert dropped[0] == dropped[2] > dropped[3] == dropped[-1] > 0
+    assert all(extra["overlap/predicted_iteration_ms"] > 0 for extra in figures if extra)
+    changed = "measured anew, another plan is taken: layers 0-3: -input_layernorm -linear_qkv -core_attention"
+    assert changed in results[0].output, report(results)
     command = trainer(*SHORT, "--train-iters", "4", *auto, "--overlap-recompute-memory-gib", "0.001")
     results = run_ranks(command, 2)
     assert all(result.returncode not in (0, -9) for result in results), report(results)

@@ -1,7 +1,9 @@
-"""A run that measures its first iterations and then goes on as asked.
+"""A run that measures its first iterations and then goes on as asked; after a while it may measure anew.
 
 ```
 | warm-up, probed | measured ........ | links, records, profile | without marks, recompute as the flags say ...
+  ^                                                                                                        |
+  '------------------------------------------ after so many iterations -----------------------------------'
 ```
 """
 
@@ -61,6 +63,15 @@ class MeasuringPlan:
     """Called on every rank with the same measurements: opens what takes over (`Next`), or None for plain training."""
     uses_waits: bool
     """Whether what takes over recomputes in the waits of our own schedules."""
+    length: int
+    """Iterations of the run."""
+    again_after: int | None = None
+    """Iterations of what took over until it is taken back and the run measured anew; None: never."""
+
+    @property
+    def takes(self) -> int:
+        """Iterations of one measurement."""
+        return self.warm_up + self.iterations
 
 
 class MeasuredStart:
@@ -88,9 +99,10 @@ class MeasuredStart:
         self._stack = ExitStack()
         self._session: MeasuringSession | None = MeasuringSession(chunks, device)
         self._next: Next | None = None
+        self._facts: ProfileFacts | None = None
         self._run: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
-        self._done = 0
+        self._done, self._left = 0, plan.length
         self.figures = _Figures(self)
         self.pipeline_waits: PipelineWaits | None = _Waits(self) if plan.uses_waits else None
 
@@ -107,7 +119,6 @@ class MeasuredStart:
             return
         with self._session.iteration(self._done >= self._plan.warm_up):
             yield
-        self._done += 1
 
     def step(self) -> AbstractContextManager[None]:
         """Around all passes of an iteration."""
@@ -122,13 +133,17 @@ class MeasuredStart:
 
     def settle(self) -> None:
         """Between iterations: when enough is measured, make the profile and hand over. Collective then."""
+        self._done += 1
+        self._left -= 1
         if self._session is None:
+            self._measure_again()
             return
         self._session.sort()
-        if self._done < self._plan.warm_up + self._plan.iterations:
+        if self._done < self._plan.takes:
             return
         session, self._session = self._session, None
         session.close()
+        self._done = 0
         profile = self._profile(session)
         self._next = self._stack.enter_context(self._plan.follow(profile))
         self.figures.drift = Drift(profile)
@@ -137,11 +152,12 @@ class MeasuredStart:
     def close(self) -> None:
         """Take everything back."""
         if self._session is not None:
-            logger.warning(
-                "no profile was written: the run ended after %d of %d iterations that it takes",
-                self._done,
-                self._plan.warm_up + self._plan.iterations,
-            )
+            if self._facts is None:
+                logger.warning(
+                    "no profile was written: the run ended after %d of %d iterations that it takes",
+                    self._done,
+                    self._plan.takes,
+                )
             self._session.close()
         self._stack.close()
 
@@ -151,8 +167,20 @@ class MeasuredStart:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _measure_again(self) -> None:
+        """When it is time, and the run goes on long enough to gain from it: the same as at the start."""
+        due_after = self._plan.again_after
+        if due_after is None or self._done < due_after or self._left <= self._plan.takes or self._run is None:
+            return
+        self._next, self.figures.drift = None, None
+        self._stack.close()
+        self._session, self._done = MeasuringSession(self._chunks, self._device), 0
+        self._step = self._session.forward_step(self._run)
+
     def _profile(self, session: MeasuringSession) -> Profile:
-        facts = self._plan.facts()
+        if self._facts is None:
+            self._facts = self._plan.facts()
+        facts = self._facts
         tasks = tasks_of_run(facts.payload_bytes, facts.boundary_bytes)
         links = measure_links(tasks, session.marks.clock, self._device)
         record = None

@@ -1,75 +1,138 @@
-"""Planning in the middle of a run: on one rank, in a process of its own (docs/profile.md).
-
-Training ranks never import the planner: its solver and its memory are none of theirs.
-"""
+"""Planning in the middle of a run: on one rank, in processes of their own (docs/profile.md)."""
 
 import json
 import logging
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.checks.overlap import AUTO, AUTO_MEMORY
-from overlap_recompute.plan.codec import from_data, write_record
+from megatron.pretrain.training.plan_changes import changes_in_words
+from megatron.pretrain.training.planner_process import PLANNER, PlannerError, plan_for, predicted_us
+from overlap_recompute.plan.codec import from_data
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan
 from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.split import layout_text
 from overlap_recompute.plan.validation import check_plan
 
 logger = logging.getLogger(__name__)
 
-PLANNER = "mix"
 DEVICE_SHARE = 0.9
-"""Of a device's memory, when no budget is given."""
+"""Of a device's memory, when no budget is given: the rest is for what nobody counts."""
+WORTH_IT = 0.01
+"""A plan, or a layout, must be predicted to be faster by more than this part of an iteration."""
 BYTES_PER_GIB = 1 << 30
-LIMIT_S = 300
+US_PER_MS = 1e3
+PLAN_S, SIMULATE_S, ADVICE_S = 300, 60, 60
+"""Most that a question may take; the other ranks wait meanwhile."""
 Share = Callable[[bytes, torch.device], list[bytes]]
 """What every rank gave, on every rank; collective."""
+Drifts = Callable[[Profile, Profile], list[str]]
+"""Windows that are not what they were, in words."""
 
 
-def plan_together(config: PretrainConfig, profile: Profile, device: torch.device, share: Share) -> Plan:
-    """Plan on rank 0 and give the plan to every rank.
+class AutoPlanner:
+    """Plans from each measurement of a run, and keeps the plan that is followed.
 
-    Raises:
-        ConfigError: on every rank, with the planner's words, where it found no plan.
+    Args:
+        config: the options of the run.
+        device: where the model lives.
+        share: gives bytes to all ranks.
+        drifts: compares two profiles.
     """
-    mine = _ask_planner(config, profile, device) if config.world.rank == 0 else b""
-    answer = json.loads(share(mine, device)[0])
-    if "fault" in answer:
-        raise ConfigError(
-            f"{AUTO} without a plan ({answer['fault']})", "a plan for the budget", f"change {AUTO_MEMORY}"
-        )
-    plan = from_data(answer["plan"], Plan, PLAN_VERSION, "the plan of rank 0")
-    check_plan(plan, "the plan of rank 0")
-    return plan
 
+    def __init__(self, config: PretrainConfig, device: torch.device, *, share: Share, drifts: Drifts) -> None:
+        self._config, self._device, self._share, self._drifts = config, device, share, drifts
+        self._present: Plan | None = None
+        self._source: Profile | None = None
+        """That the present plan was made from; on rank 0."""
+        self.asked = 0
+        """How often a plan was asked for."""
 
-def _ask_planner(config: PretrainConfig, profile: Profile, device: torch.device) -> bytes:
-    """The plan, or why there is none, as JSON."""
-    budget_gib = config.overlap.overlap_recompute_memory_gib or _device_gib(device)
-    with tempfile.TemporaryDirectory(prefix="overlap-recompute-") as folder:
-        source, target = Path(folder) / "profile.json", Path(folder) / "plan.json"
-        write_record(source, profile)
-        command = [
-            sys.executable, "-m", "overlap_recompute", "plan", str(source), "--memory-gib", f"{budget_gib:.6g}",
-            "--planner", PLANNER, "--no-baselines", "--output", str(target),
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    def plan(self, profile: Profile) -> Plan:
+        """The plan to follow from now on, the same on every rank; collective.
+
+        Args:
+            profile: the last measurement; its bytes of gradients are those that rank 0 counted.
+
+        Raises:
+            ConfigError: on every rank, with the planner's words, where there is no plan yet and none was found.
+        """
+        self.asked += 1
+        mine = json.dumps(self._answer(profile)).encode() if self._config.world.rank == 0 else b""
+        answer = json.loads(self._share(mine, self._device)[0])
+        if "fault" in answer:
+            raise ConfigError(
+                f"{AUTO} without a plan ({answer['fault']})", "a plan for the budget", f"change {AUTO_MEMORY}"
             )
-        except subprocess.TimeoutExpired:
-            return json.dumps({"fault": f"the planner took more than {LIMIT_S} s"}).encode()
-        if done.returncode:
-            return json.dumps({"fault": done.stderr.strip()[-2000:]}).encode()
-        logger.info("planned for %.3g GiB a rank with planner %s", budget_gib, PLANNER)
-        return json.dumps({"plan": json.loads(target.read_text(encoding="utf-8"))}).encode()
+        if "plan" in answer:
+            self._present = from_data(answer["plan"], Plan, PLAN_VERSION, "the plan of rank 0")
+            check_plan(self._present, "the plan of rank 0")
+        assert self._present is not None, "the first answer is a plan or a fault"
+        return self._present
+
+    def _answer(self, profile: Profile) -> dict[str, object]:
+        """Of rank 0: a plan, a fault, or nothing to keep the present plan."""
+        budget_gib = budget_gib_of(self._config, self._device)
+        try:
+            plan = plan_for(profile, budget_gib, limit_s=PLAN_S)
+            if self._present is None:
+                logger.info("planned for %.3g GiB a rank with planner %s", budget_gib, PLANNER)
+            elif not self._is_better(plan, self._present, profile):
+                return {}
+        except PlannerError as error:
+            if self._present is None:
+                return {"fault": str(error)}
+            logger.warning("measured anew, the plan is kept: %s", error)
+            return {}
+        self._source = profile
+        if profile.layout.pipeline_parallel > 1:
+            _advise(plan, profile, budget_gib)
+        return {"plan": asdict(plan)}
+
+    def _is_better(self, plan: Plan, present: Plan, profile: Profile) -> bool:
+        """Whether to change plans, and say so."""
+        present_us, plan_us = predicted_us(profile, present, limit_s=SIMULATE_S), plan.predicted_iteration_us
+        off = self._drifts(self._source, profile) if self._source is not None else []
+        is_better = bool(off) or plan_us < present_us * (1 - WORTH_IT)
+        logger.info(
+            "measured anew, %s: %s; predicted iteration %s%s",
+            "another plan is taken" if is_better else "the plan is kept",
+            changes_in_words(present, plan) or "no decision differs",
+            _times(present_us, plan_us),
+            f"; windows {', '.join(off)}" if off else "",
+        )
+        return is_better
 
 
-def _device_gib(device: torch.device) -> float:
-    return DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory / BYTES_PER_GIB
+def budget_gib_of(config: PretrainConfig, device: torch.device) -> float:
+    """Memory of a rank that is planned for: the flag's, or a share of the device's."""
+    given = config.overlap.overlap_recompute_memory_gib
+    if given is not None:
+        return given
+    return DEVICE_SHARE * int(torch.cuda.get_device_properties(device).total_memory) / BYTES_PER_GIB
+
+
+def _advise(plan: Plan, profile: Profile, budget_gib: float) -> None:
+    """Name a layout that would be faster. A run keeps its own to its end."""
+    try:
+        best = plan_for(profile, budget_gib, limit_s=ADVICE_S, partition=True)
+    except PlannerError as error:
+        logger.info("no advice on the layout: %s", error)
+        return
+    is_other = best.layout.split != plan.layout.split
+    if is_other and best.predicted_iteration_us < plan.predicted_iteration_us * (1 - WORTH_IT):
+        logger.info(
+            "a better split of the layers for the next start: --pipeline-model-parallel-layout '%s' (predicted "
+            "iteration %s)",
+            layout_text(best.layout.split),
+            _times(plan.predicted_iteration_us, best.predicted_iteration_us),
+        )
+
+
+def _times(old_us: float, new_us: float) -> str:
+    change = f" ({new_us / old_us - 1:+.1%})" if old_us else ""
+    return f"{old_us / US_PER_MS:.2f} -> {new_us / US_PER_MS:.2f} ms{change}"

@@ -15,7 +15,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.checks.overlap import POLICY, WINDOWS, profile_iterations
-from megatron.pretrain.training.auto_plan import plan_together
+from megatron.pretrain.training.auto_plan import AutoPlanner
 from megatron.pretrain.training.planned import settings_of_plan
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.plan_file import Plan
@@ -51,8 +51,8 @@ class Overlap(Protocol):
         ...
 
     @property
-    def pipeline_waits(self) -> "PipelineWaits":
-        """Who recomputes in the waits of our own schedules."""
+    def pipeline_waits(self) -> "PipelineWaits | None":
+        """Who recomputes in the waits of our own schedules; None: nobody."""
         ...
 
     def forward_step(self, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +73,11 @@ class Overlap(Protocol):
 
 
 def open_overlap(
-    config: PretrainConfig, model: list[DistributedDataParallel], device: torch.device, plan: Plan | None = None
+    config: PretrainConfig,
+    model: list[DistributedDataParallel],
+    device: torch.device,
+    plan: Plan | None = None,
+    part: int = 1,
 ) -> AbstractContextManager[Overlap | None]:
     """Attach overlapped recompute to the model for as long as the context lasts; None when it is off.
 
@@ -82,6 +86,7 @@ def open_overlap(
         model: the chunks of this rank.
         device: where they are.
         plan: to carry out; None: that of the flags, if they name one.
+        part: of a run that plans anew: each part after the first has a folder of its own for traces.
 
     Raises:
         ConfigError: the policy names what this model cannot drop.
@@ -107,7 +112,7 @@ def open_overlap(
         fills=frozenset() if on_demand else windows,
         prefetch_cap_bytes=None if prefetch_mib is None else int(prefetch_mib * BYTES_PER_MIB),
         verify=options.overlap_recompute_verify,
-        trace_folder=None if folder is None else Path(folder),
+        trace_folder=None if folder is None else Path(folder, f"part-{part}" if part > 1 else ""),
         flags=json.dumps(config.to_dict()["overlap"], sort_keys=True),
         device=device,
     )
@@ -125,6 +130,7 @@ def open_recompute(
     *,
     facts: Callable[[], ProfileFacts],
     base_bytes: int,
+    iterations: int,
 ) -> AbstractContextManager[Overlap | None]:
     """The same for a whole run, which may begin with measuring a profile (docs/profile.md).
 
@@ -134,27 +140,34 @@ def open_recompute(
         device: where they are.
         facts: what a profile says besides what is measured.
         base_bytes: memory that was taken before the model existed.
+        iterations: that the run will take.
     """
     options = config.overlap
     if options.overlap_recompute_profile is None and not options.overlap_recompute_auto:
         return open_overlap(config, model, device)
+    from megatron.overlap.measuring.drift import drifts  # noqa: PLC0415
     from megatron.overlap.measuring.gather import gather_bytes  # noqa: PLC0415
     from megatron.overlap.measuring.start import MeasuredStart, MeasuringPlan  # noqa: PLC0415
+
+    planner = AutoPlanner(config, device, share=gather_bytes, drifts=drifts) if options.overlap_recompute_auto else None
 
     def follow(profile: Profile) -> AbstractContextManager[Overlap | None]:
         if config.world.rank == 0 and options.overlap_recompute_profile is not None:
             _write_profile(Path(options.overlap_recompute_profile), profile)
-        plan = plan_together(config, profile, device, gather_bytes) if options.overlap_recompute_auto else None
-        return open_overlap(config, model, device, plan)
+        if planner is None:
+            return open_overlap(config, model, device)
+        return open_overlap(config, model, device, planner.plan(profile), planner.asked)
 
-    warm_up, iterations = profile_iterations(config)
+    warm_up, measured = profile_iterations(config)
     measuring = MeasuringPlan(
         warm_up=warm_up,
-        iterations=iterations,
+        iterations=measured,
         facts=facts,
         base_bytes=base_bytes,
         follow=follow,
         uses_waits=options.overlap_recompute,
+        length=iterations,
+        again_after=options.overlap_recompute_replan_interval,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()
     return MeasuredStart(measuring, model, device, stage=stage, stages=config.parallel.pipeline_model_parallel_size)

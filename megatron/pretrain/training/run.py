@@ -83,7 +83,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
         facts = partial(facts_of_profile, config, shape, argv, device)
-        recompute = open_recompute(config, state.model, device, facts=facts, base_bytes=base_bytes)
+        left = config.train_iters - state.progress.iteration
+        recompute = open_recompute(config, state.model, device, facts=facts, base_bytes=base_bytes, iterations=left)
         overlap = stack.enter_context(recompute)
         waits = overlap.pipeline_waits if overlap is not None else None
         pipeline = stack.enter_context(open_pipeline(config, device, waits))
