@@ -92,7 +92,9 @@ def test_two_tensor_parallel_ranks(tmp_path: pathlib.Path) -> None:
     assert windows_of(profile.embedding.forward) == [("tp_forward", "all_reduce")]
     assert windows_of(profile.head.backward) == [("tp_backward", "all_reduce")]
     assert [fit.name for fit in profile.links] == ["all_reduce", "all_gather", "reduce_scatter"]
-    assert profile.links[0].beta_us_per_byte > 8e-3 / 0.4 / 2, "the link is slow"
+    nbytes, duration_us = profile.links[0].points[-1]
+    # A ring of two ranks sends every byte once each way; an emulated transfer never ends before its time.
+    assert duration_us >= nbytes * 8e-3 / 0.4, "the link is slow"
     assert {unit.name: unit.is_random for unit in kind.units}["core_attention"]
     assert "emulated" in profile.origin.note
     assert profile.update_us > 0
@@ -109,7 +111,8 @@ def test_two_tensor_parallel_ranks(tmp_path: pathlib.Path) -> None:
     )
     explained_ms = (each_us * profile.layout.microbatches + profile.update_us) / 1e3
     measured_ms = min(record["elapsed_ms"] for record in read_metrics(tmp_path / "plain.jsonl"))
-    assert 0.3 * measured_ms < explained_ms < 3 * measured_ms
+    # Sizes, not speed: other programs may run beside one of the two.
+    assert 0.1 * measured_ms < explained_ms < 10 * measured_ms
 
 
 def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None:
