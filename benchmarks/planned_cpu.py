@@ -44,6 +44,8 @@ SELECTIVE = {
     "stock selective layernorm": ["layernorm"],
     "stock selective core_attn layernorm": ["core_attn", "layernorm"],
 }
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""For the peaks: glibc gives freed memory back at once, and so does not hold what the model no longer needs."""
 PLANNED = ("checkmate", "adapipe", "heu", "mix")
 OURS_BY_PLAN = "plan mix"
 DEEP = "--num-layers 8 --hidden-size 256 --num-attention-heads 4".split()
@@ -119,13 +121,16 @@ def arms_of(case: Case, plans: dict[str, Plan], folder: pathlib.Path) -> dict[st
     return arms
 
 
-def run_arms(case: Case, arms: dict[str, list[str]], rounds: int, iterations: int) -> dict[str, dict]:
-    """What the last rank measured, and the peak of any rank."""
+def run_arms(
+    case: Case, arms: dict[str, list[str]], rounds: int, iterations: int, environment: dict[str, str] | None = None
+) -> dict[str, dict]:
+    """What the last rank measured, and the peak of every rank."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "result.json"
         given = json.dumps({"base": flags_of(case), "arms": arms})
         turns = ["--rounds", str(rounds), "--iterations", str(iterations), "--output", str(output)]
-        in_lab(case.rate_mbit, [sys.executable, str(ROOT / "benchmarks/overlap_cpu_ranks.py"), "--case", given, *turns])
+        ranks = [sys.executable, str(ROOT / "benchmarks/overlap_cpu_ranks.py"), "--case", given, *turns]
+        in_lab(case.rate_mbit, ranks, environment)
         result: dict[str, dict] = json.loads(output.read_text())
         return result
 
@@ -143,7 +148,7 @@ def measure(case: Case, rounds: int, iterations: int) -> dict:
         for arm, result in results.items():
             row = {"seconds": statistics.median(result["times_s"]), "losses": result["losses"]}
             if arm in plans:
-                alone = run_arms(case, {arm: arms[arm]}, 1, 2)[arm]
+                alone = run_arms(case, {arm: arms[arm]}, 1, 2, RETURNING)[arm]
                 row["predicted s"] = plans[arm].predicted_iteration_us / 1e6
                 row["predicted MiB"] = [stage.predicted.memory.total_bytes / MIB for stage in plans[arm].stages]
                 row["peak MiB"] = [peak / MIB for peak in alone["peak_rss_bytes"]]
@@ -185,7 +190,8 @@ def page(results: dict, commit: str) -> str:
         f"Commit {commit}, {date.today()}, {platform.machine()} with {os.cpu_count()} cores, one core per rank, gloo, "
         "fp32. Links are shaped by tc (tools/linklab). Medians of arms interleaved in one run. The budget lies half "
         "way between the predicted memory of full recompute and of none. Stock selective settings know no budget: they "
-        "run whether or not they would fit. Peak: resident memory of each rank's process when the arm runs alone.",
+        "run whether or not they would fit. Peak: resident memory of each rank's process when the arm runs alone, with "
+        "MALLOC_MMAP_THRESHOLD_=131072; glibc's default keeps freed memory, and more of it.",
         "",
         "    .venv/bin/python benchmarks/planned_cpu.py --write",
         "",

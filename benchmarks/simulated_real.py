@@ -125,11 +125,12 @@ def _schedule(plan: Plan) -> list[str]:
     return OURS if PP2[0] in plan.flags else []
 
 
-def in_lab(rate_mbit: int, command: list[str]) -> None:
-    """Run a command as one rank on each of two hosts."""
+def in_lab(rate_mbit: int, command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command as one rank on each of two hosts, with more in its environment."""
     lab = [sys.executable, str(ROOT / "tools/linklab"), "--hosts", "2", "--rate", f"{rate_mbit}mbit", "--pin"]
     words = [*lab, "--timeout-s", "900", "--", *command]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
+    environ = {**os.environ, **(environment or {})}
+    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1000, check=False)
     if done.returncode:
         raise SystemExit(f"the lab ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
