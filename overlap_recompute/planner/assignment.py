@@ -88,6 +88,36 @@ class Assignment:
             moved = moved or better != ON_DEMAND
         return moved
 
+    def delay(self) -> bool:
+        """Move jobs to later windows that save as much, so that bytes are held more briefly; whether any moved."""
+        jobs, moved = self.jobs, False
+        for job in sorted(range(len(self.windows)), key=lambda job: -self.windows[job]):
+            window = self.windows[job]
+            if window == ON_DEMAND:
+                continue
+            high = min([jobs.deadlines[job], *(self.windows[reader] + 1 for reader in self._placed(jobs.readers[job]))])
+            if high <= window + 1:
+                continue
+            time_us = jobs.times_us[job]
+            saved_us = min(time_us, max(0.0, self.room_us[window] + time_us)) - SLACK_US
+            for later in range(high - 1, window, -1):
+                if self.room_us[later] >= saved_us:
+                    self.put(job, ON_DEMAND)
+                    self.put(job, later)
+                    moved = True
+                    break
+        return moved
+
+    def mend(self, passes: int) -> None:
+        """Fill up, and move single jobs as long as that helps."""
+        self.fill_up()
+        for _ in range(passes):
+            moved = self.relocate()
+            moved = self.delay() or moved
+            if not moved:
+                break
+            self.fill_up()
+
     def result(self) -> Packed:
         """Its price."""
         pairs = zip(self.jobs.times_us, self.windows, strict=True)

@@ -8,7 +8,8 @@ windows of later layers. Of two states the one with fewer bytes and no more carr
 Pareto front is kept. Ahead of the last layer's backward pass come the windows of the forward pass and the wait for the
 gradient; what they leave is exposed.
 
-Replays cannot be split, and hidden ones still take memory ahead of need. Both hurt less where less is replayed, so a
+Of a replay that is longer than the longest window the rest is exposed in any case; it is left out of the carry. Replays
+cannot be split, and hidden ones still take memory ahead of need. Both hurt less where less is replayed, so a
 share of all replay time, hidden or not (`price`), is added to the carry when states are compared.
 """
 
@@ -54,7 +55,7 @@ def stage_front(workspace: Workspace, states: int, price: float) -> Front:
 def _chunk_front(workspace: Workspace, chunk: int, costs: Sequence[Floats], states: int, price: float) -> Front:
     problem, layers = workspace.problem, workspace.chunk(chunk)
     in_flight = problem.chunks[chunk].in_flight
-    kept, carry, total = np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1)
+    kept, carry, total, rest = np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1), np.zeros(1)
     choices = np.zeros((1, 0), dtype=np.int64)
     for index in layers:
         layer, table = problem.layers[index], workspace.table(index)
@@ -63,14 +64,16 @@ def _chunk_front(workspace: Workspace, chunk: int, costs: Sequence[Floats], stat
         for own in range(load.shape[1] - 1, -1, -1):
             after = _serve(after, _own_us(workspace, index, own, load.shape[1] - 1)) + load[:, own]
         sums = total[:, None] + table.recompute_us[None, :]
+        rests = rest[:, None] + workspace.rests[layer.kind][None, :]
         more = kept[:, None] + in_flight * table.kept_bytes[None, :]
-        best = thin(more.ravel(), (after + price * sums).ravel(), states)
+        best = thin(more.ravel(), (after + rests + price * sums).ravel(), states)
         parent, policy = np.divmod(best, len(table.masks))
         kept, carry, total = more.ravel()[best], after.ravel()[best], sums.ravel()[best]
+        rest = rests.ravel()[best]
         choices = np.column_stack([choices[parent], policy])
     first, _ = workspace.span(chunk)
     before_us = sum(workspace.lengths[first : problem.layers[layers[-1]].own_window]) if layers else 0.0
-    exposed = np.maximum(0.0, carry - before_us)
+    exposed = np.maximum(0.0, carry - before_us) + rest
     best = thin(kept, exposed + price * total, states)
     return Front(bytes_kept=kept[best], exposed_us=exposed[best], recompute_us=total[best], choices=choices[best])
 
@@ -135,9 +138,9 @@ def feasible(workspace: Workspace, found: Front, price: float) -> Iterator[tuple
 def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]:
     """Memory, estimated exposed time and all replay time, of (C, layers) choices at once.
 
-    The estimate lets replays be split. What memory leaves bounds how much of them may be held ahead of need, also
-    in the window of the replay: as much as fits if the units that hide most for their bytes come first; what is beyond is
-    exposed.
+    The estimate lets replays be split, but what is longer than the longest window is exposed. What memory leaves bounds
+    how much of them may be held ahead of need, also in the window of the replay: as much as fits if the units that hide
+    most for their bytes come first; what is beyond is exposed.
     """
     problem, shape = workspace.problem, choices.shape
     kept, working = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -149,12 +152,14 @@ def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]
         kept[:, index], working[:, index] = table.kept_bytes[policies], table.working_bytes[policies]
         total += table.recompute_us[policies]
         work = table.work[:, None] >> np.arange(len(table.names)) & 1
-        times[:, : len(table.names)] += (work * table.unit_us)[policies]
+        times[:, : len(table.names)] += (work * np.minimum(table.unit_us, workspace.longest_us))[policies]
         brought[:, : len(table.names)] += (work * table.unit_bytes)[policies]
     needed = _memory(workspace, kept, working)
     room = np.maximum(0.0, problem.budget_bytes - needed.astype(np.float64))
     limit_us = _held_us(times, brought, room)
     exposed = np.zeros(len(choices))
+    for index, layer in enumerate(problem.layers):
+        exposed += workspace.rests[layer.kind][choices[:, index]]
     for chunk in range(len(problem.chunks)):
         carry, layers = np.zeros(len(choices)), workspace.chunk(chunk)
         for index in layers:

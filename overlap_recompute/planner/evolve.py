@@ -1,9 +1,10 @@
 """Search for larger stages: choices of policies and orders of jobs are packed together, and the best ones varied.
 
 The first generation pairs the most promising choices with orders of several kinds (`orders`): what hides most for the
-bytes that it brings back, what is needed first, what is long, and mixtures. Each further generation keeps the best lanes and
-varies their orders, and in some of them the policy of one or two layers. The few best of each generation are mended by
-moving single jobs (`overlap_recompute.planner.assignment`). Random numbers come from a generator of fixed seed.
+bytes that it brings back, what is needed first, what is long, and mixtures. Each further generation keeps the best
+lanes and varies their orders, and in some of them the policy of one or two layers. The few best of each generation are
+mended by moving single jobs (`overlap_recompute.planner.assignment`). Random numbers come from a generator of fixed
+seed.
 """
 
 from collections.abc import Sequence
@@ -18,16 +19,18 @@ from overlap_recompute.planner.problem import ON_DEMAND, Fill, StageSolution
 from overlap_recompute.planner.workspace import Choice, Workspace, assemble, jobs_of
 
 _LEAST_US = 1e-6
-_SHARES = np.array([1.0, 0.05, 0.6, 0.3])
+_SHARES = np.array([1.0, 0.6, 0.05, 0.3])
 _FITS = np.array([0.0, 1.0, 3.0])
 _PARENTS = 6
+_CHANGED, _EXCHANGED = 0.35, 0.15
+"""Share of lanes in which policies are changed, and exchanged."""
 _MOST_PASSES = 4
 
 
 class Evolution:
     """The best solution so far, and the lanes that the next generation comes from."""
 
-    __slots__ = ("best", "choice", "_board", "_random", "_lanes", "_order", "_room")
+    __slots__ = ("best", "choice", "_board", "_random", "_lanes", "_order")
 
     def __init__(self, workspace: Workspace) -> None:
         self.best: StageSolution | None = None
@@ -45,16 +48,14 @@ class Evolution:
     def start(self, choices: Sequence[Choice], size: int, mended: int) -> None:
         """Pack a generation of `size` lanes from given choices; `mended` of them are mended."""
         if choices:
-            rows = np.array(choices, dtype=np.int64)[np.arange(size) % len(choices)]
-            self._run(self._fresh(rows), mended)
+            self._run(self._fresh(choices, size), mended)
 
     def step(self, size: int, mended: int, choices: Sequence[Choice] = ()) -> None:
         """Pack a generation that comes from the one before, and from more choices."""
         lanes, random = self._lanes, self._random
         if lanes is None:
             return
-        fresh = self._fresh(np.array([choices[i % len(choices)] for i in range(size // 3 if choices else 0)] or
-                                     np.zeros((0, lanes.choices.shape[1])), dtype=np.int64))
+        fresh = self._fresh(choices or [self.choice], size // 3 if choices else 0)
         parents = self._order[:_PARENTS]
         picked = parents[np.minimum(random.integers(0, len(parents), size), random.integers(0, len(parents), size))]
         picked[: len(parents)] = parents
@@ -80,28 +81,33 @@ class Evolution:
             mended,
         )
 
-    def _fresh(self, choices: Ints) -> Lanes:
-        count = len(choices)
-        numbers = np.arange(count)
+    def offer(self, choice: Choice, found: StageSolution | None) -> None:
+        """A solution; with equal exposed time the one that hides less is better."""
+        if found is not None and (self.best is None or _value(found) < _value(self.best)):
+            self.best, self.choice = found, choice
+
+    def _fresh(self, choices: Sequence[Choice], size: int) -> Lanes:
+        """Each choice in turn, with another way to fill every time."""
+        turn, number = np.divmod(np.arange(size), len(choices))
+        rows = np.array(choices, dtype=np.int64)[number]
         return Lanes(
-            choices=choices,
-            keys=orders(self._board, choices, self._random),
-            least=_SHARES[numbers % len(_SHARES)],
-            fit=_FITS[numbers // len(_SHARES) % len(_FITS)],
+            choices=rows,
+            keys=orders(self._board, rows, self._random),
+            least=_SHARES[(turn + number) % len(_SHARES)],
+            fit=_FITS[(turn + number // len(_SHARES)) % len(_FITS)],
         )
 
     def _varied(self, choices: Ints, untouched: int) -> Ints:
-        """Another policy for a layer, or two layers' policies exchanged, in half of the lanes behind the first."""
-        random, workspace = self._random, self._board.workspace
-        result, layers = choices.copy(), choices.shape[1]
+        """Another policy for a layer or two, or those of two layers exchanged, in half of the lanes."""
+        random, tables = self._random, [self._board.workspace.table(layer) for layer in range(choices.shape[1])]
+        result = choices.copy()
         for lane in range(untouched, len(choices)):
-            draw, first, second = random.random(), int(random.integers(layers)), int(random.integers(layers))
-            kinds = workspace.problem.layers[first].kind, workspace.problem.layers[second].kind
-            if draw < 0.35:
-                result[lane, first] = random.integers(len(workspace.table(first).masks))
-                if draw < 0.2:
-                    result[lane, second] = random.integers(len(workspace.table(second).masks))
-            elif draw < 0.5 and kinds[0] == kinds[1]:
+            draw, (first, second) = random.random(), random.integers(0, len(tables), 2).tolist()
+            if draw < _CHANGED:
+                result[lane, first] = random.integers(len(tables[first].masks))
+                if draw < _CHANGED / 2:
+                    result[lane, second] = random.integers(len(tables[second].masks))
+            elif draw < _CHANGED + _EXCHANGED and tables[first] is tables[second]:
                 result[lane, [first, second]] = result[lane, [second, first]]
         return result
 
@@ -110,7 +116,11 @@ class Evolution:
         room = workspace.problem.budget_bytes - memory_of_choices(workspace, lanes.choices)
         packed = pack_lanes(self._board, lanes, np.maximum(room, 0))
         exposed = np.where(room >= 0, packed.exposed_us, np.inf)
-        order = np.argsort(exposed, kind="stable")
+        tables = [workspace.table(layer) for layer in range(lanes.choices.shape[1])]
+        parts = [table.recompute_us[lanes.choices[:, layer]] for layer, table in enumerate(tables)]
+        totals = np.sum(parts, axis=0)
+        # Hidden replays are exposed in warm-up and cool-down: of two equal lanes the one with fewer is better.
+        order = np.lexsort((totals, np.round(exposed, 3)))
         seen: set[float] = set()
         polished = exposed.copy()
         for lane in order:
@@ -124,9 +134,13 @@ class Evolution:
             fills = mend(workspace, choice, packed.windows[lane], int(room[lane]))
             found = assemble(workspace, choice, fills)
             polished[lane] = found.exposed_us
-            if self.best is None or found.exposed_us < self.best.exposed_us - _LEAST_US:
-                self.best, self.choice = found, choice
-        self._lanes, self._order = lanes, np.argsort(polished, kind="stable")
+            self.offer(choice, found)
+        order = np.argsort(polished, kind="stable")
+        self._lanes, self._order = lanes, order
+
+
+def _value(found: StageSolution) -> tuple[float, float]:
+    return round(found.exposed_us, 3), round(found.hidden_us, 3)
 
 
 def mend(workspace: Workspace, choice: Choice, windows: Ints, room_bytes: int) -> list[Fill]:
@@ -146,11 +160,7 @@ def mend(workspace: Workspace, choice: Choice, windows: Ints, room_bytes: int) -
         for job, (layer, unit) in enumerate(jobs.places):
             if windows[layer, unit] != ON_DEMAND:
                 plan.put(job, int(windows[layer, unit]))
-        plan.fill_up()
-        for _ in range(_MOST_PASSES):
-            if not plan.relocate():
-                break
-            plan.fill_up()
+        plan.mend(_MOST_PASSES)
         for (layer, unit), window in zip(jobs.places, plan.windows, strict=True):
             if window != ON_DEMAND:
                 fills.append(Fill(layer=layer, unit=unit, window=window))

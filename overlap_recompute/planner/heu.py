@@ -2,8 +2,9 @@
 
 All layers of a kind take policy p; since memory seldom comes out even, the first n of them (whose backward pass runs
 last, with most windows before it) take another policy q. Every (p, q, n) is evaluated at once, with replays that can be
-split; the windows of the most promising ones are packed at once as well (`overlap_recompute.planner.evolve`). Several kinds in
-a stage are solved in turn. Small stages are searched with more care (`overlap_recompute.planner.search`).
+split. The most promising ones are packed together, and the best varied once (`overlap_recompute.planner.evolve`).
+Several kinds in a stage are solved in turn. Small stages are searched with more care
+(`overlap_recompute.planner.search`).
 """
 
 from collections.abc import Iterator
@@ -22,9 +23,9 @@ PRICES = (0.03, 0.3)
 """Of hidden time relative to exposed time."""
 CANDIDATES = 2
 SPREAD_PRICES = (0.0, 0.03, 0.3, 1.0)
-SPREAD = 8
+SPREAD = 5
 """Structures for each of these prices that are packed on a larger stage."""
-LANES, MENDED = 40, 2
+LANES, MENDED = 40, 3
 _SWEEPS = 2
 _PLACES = 8
 """Most values of n."""
@@ -37,12 +38,14 @@ def solve_heu(workspace: Workspace) -> StageSolution | None:
 
 
 def evolve_structures(workspace: Workspace) -> Evolution:
-    """One generation of structures, for larger stages."""
+    """Structures and one generation that varies the best of them, for larger stages."""
     evolution = Evolution(workspace)
     start = smallest_fitting(workspace)
     if start is not None:
         found = structures(workspace, start, SPREAD_PRICES, SPREAD)
         evolution.start([*dict.fromkeys((*found, start))], LANES, MENDED)
+        if not evolution.is_done:
+            evolution.step(LANES, MENDED)
     return evolution
 
 

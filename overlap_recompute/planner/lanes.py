@@ -1,11 +1,11 @@
 """Many packings at once: list scheduling in numpy, one lane for each pair of a choice of policies and an order of jobs.
 
-A lane takes its jobs in the order of its keys. A job takes along what it reads and what is not placed yet, all of it into
-one window: among the windows with time for a share of at least `least` of it, where memory allows, the latest one, or one
-that it fills well (`fit`). Every step does this for all lanes together, so that a hundred lanes cost little more than one.
+A lane takes its jobs in the order of its keys. A job takes along what it reads and what is not placed yet, all of it
+into one window: among the windows with time for a share of at least `least` of it, where memory allows, the latest one,
+or one that it fills well (`fit`). Every step does this for all lanes together: fifty lanes cost little more than one.
 
-Bytes are held from the window of the replay until need. So a window is open to a group of jobs if all windows from it on have
-memory left, and the open ones lie behind the last that has not.
+Bytes are held from the window of the replay until need. So a window is open to a group of jobs if all windows from it
+on have memory left, and the open ones lie behind the last that has not.
 """
 
 from dataclasses import dataclass
@@ -175,6 +175,6 @@ def _pack_chunk(board: Board, lanes: Lanes, room: Ints, number: int, layers: lis
         left[rows, best] -= np.where(done, time_us, 0.0)
         free -= more * ((span >= best[:, None]) & done[:, None])
         placed[line] = np.where(group & done[:, None], best[:, None], at)
-    placed = placed.reshape(count, len(layers), units)
-    windows[:, layers] = np.where(placed >= 0, placed + first, ON_DEMAND)
+    found = placed.reshape(count, len(layers), units)
+    windows[:, layers] = np.where(found >= 0, found + first, ON_DEMAND)
     return np.asarray(total - (lengths - np.maximum(left, 0.0)).sum(axis=1))

@@ -8,7 +8,11 @@
     e[i,u,w]    bytes held of a unit whose size depends on p         Columns.extra
     P, S        prefetched bytes at their peak, working set          Columns.prefetched, .working
 
-    minimize    sum of z[i,p] recompute[p]  -  sum of t[u] y[i,u,w]  +  sum of o[w]
+    minimize    sum of z[i,p] recompute[p]  -  sum of min(t[u], l[w]) y[i,u,w]  +  sum of o[w]
+
+A window hides no more than its length, and a unit that is longer fills it. So it counts with the length of the window,
+in the objective and in the load of the window: that changes no price, and makes fractions of long units worth less in
+the relaxation.
 
 `work[p,u]`: policy p makes a replay of u necessary; `work[i,u]` below is the sum of z[i,p] work[p,u].
 """
@@ -124,11 +128,15 @@ def objective(workspace: Workspace, columns: Columns) -> Floats:
     cost = np.zeros(columns.count)
     for (i, p), column in columns.policy.items():
         cost[column] = workspace.table(i).recompute_us[p]
-    for (i, u, _), column in columns.placed.items():
-        cost[column] = -workspace.table(i).unit_us[u]
+    for (i, u, w), column in columns.placed.items():
+        cost[column] = -_counted_us(workspace, i, u, w)
     for column in columns.overrun.values():
         cost[column] = 1.0
     return cost
+
+
+def _counted_us(workspace: Workspace, layer: int, unit: int, window: int) -> float:
+    return min(float(workspace.table(layer).unit_us[unit]), workspace.lengths[window])
 
 
 def one_policy(workspace: Workspace, columns: Columns) -> Iterator[Row]:
@@ -213,10 +221,10 @@ def only_replays(workspace: Workspace, columns: Columns) -> Iterator[Row]:
 
 
 def window_length(workspace: Workspace, columns: Columns) -> Iterator[Row]:
-    """[Window length] sum of t[u] y[i,u,w] - o[w] <= l[w]"""
+    """[Window length] sum of min(t[u], l[w]) y[i,u,w] - o[w] <= l[w]"""
     rows: dict[int, dict[int, float]] = {w: {column: -1.0} for w, column in columns.overrun.items()}
     for (i, u, w), column in columns.placed.items():
-        rows[w][column] = float(workspace.table(i).unit_us[u])
+        rows[w][column] = _counted_us(workspace, i, u, w)
     for w, row in rows.items():
         yield row, workspace.problem.windows[w].length_us
 

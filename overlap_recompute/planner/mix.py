@@ -13,15 +13,19 @@ from itertools import islice
 
 from overlap_recompute.planner.choice import feasible, stage_front
 from overlap_recompute.planner.heu import evolve_structures, search_structures
+from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.search import Search, effort_of
-from overlap_recompute.planner.workspace import Choice, Workspace
+from overlap_recompute.planner.workspace import Choice, Workspace, price
 
-PRICES = (0.03, 0.3, 2.0)
+PRICES = (0.0, 0.03, 0.3, 2.0)
 """Of hidden time relative to exposed time."""
-STATES = 64
+STATES = 256
 CANDIDATES = 4
 """Choices that are packed for each price."""
+BEAMS = 4
+EFFORT = Effort(width=2, sums=12, jobs=5)
+"""Choices that are packed by a beam search in the end."""
 GENERATIONS, LANES, MENDED = 4, 64, 3
 
 
@@ -47,11 +51,14 @@ def _evolved(workspace: Workspace) -> StageSolution | None:
     evolution = evolve_structures(workspace)
     if evolution.best is None or evolution.is_done:
         return evolution.best
-    evolution.step(LANES, MENDED, [*dict.fromkeys(proposals(workspace, STATES, CANDIDATES))])
+    found = [*dict.fromkeys(proposals(workspace, STATES, CANDIDATES))]
+    evolution.step(LANES, MENDED, found)
     for _ in range(GENERATIONS - 1):
         if evolution.is_done:
-            break
+            return evolution.best
         evolution.step(LANES, MENDED)
+    for choice in [*dict.fromkeys((evolution.choice, *found[:BEAMS]))]:
+        evolution.offer(choice, price(workspace, choice, EFFORT))
     return evolution.best
 
 

@@ -1,18 +1,19 @@
 """`opt`: the optimum of a stage by mixed-integer programming, with a proven bound; needs SciPy.
 
-HiGHS runs in slices that double in length. Each slice looks only for what is better than the best solution known, so
-the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the search with the
-best solution so far.
+HiGHS runs in slices, each four times as long as the one before. Each slice looks only for what is better than the best
+solution known, so the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the
+search with the best solution so far.
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from overlap_recompute.plan.errors import UserError
-from overlap_recompute.planner.milp import Program, build_program, matrix
+from overlap_recompute.planner.milp import Program, Row, build_program, matrix
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.problem import Fill, StageSolution
 from overlap_recompute.planner.progress import Progress, Report, gap_of
@@ -20,6 +21,7 @@ from overlap_recompute.planner.workspace import Workspace, assemble, price
 
 GAP = 0.01
 FIRST_SLICE_S = 2.0
+_LONGER = 4
 _EPSILON = 1e-6
 _OPTIMAL, _INFEASIBLE, _UNBOUNDED, _OTHER = 0, 2, 3, 4
 
@@ -71,7 +73,7 @@ def improve(
             if gap_of(exposed_us, bound_us) <= gap or left_s <= 0:
                 break
             found = _search(workspace, program, exposed_us, gap, min(slice_s, left_s))
-            slice_s *= 2
+            slice_s *= _LONGER
             if found.solution is not None and found.solution.exposed_us < exposed_us:
                 best = found.solution
             bound_us = max(bound_us, found.bound_us)
@@ -96,19 +98,20 @@ def _search(workspace: Workspace, program: Program, below_us: float, gap: float,
             "install it (pip install scipy), or use --planner mix",
         ) from error
     columns = program.columns
-    rows, sides = matrix(program.rows, columns.count)
-    equal_rows, equal_sides = matrix(program.equalities, columns.count)
+    escape = columns.count
+    limit_us = below_us - max(_EPSILON, below_us * max(_EPSILON, gap / 4)) if np.isfinite(below_us) else np.inf
+    can_escape = np.isfinite(limit_us)
+    rows, sides = matrix(_with_escape(program.rows, escape), escape + 1)
+    equal_rows, equal_sides = matrix(_with_escape(program.equalities, escape), escape + 1)
     constraints = [LinearConstraint(rows, -np.inf, sides), LinearConstraint(equal_rows, equal_sides, equal_sides)]
     scale_us = max(1.0, float(np.max(np.abs(program.objective))))
-    if np.isfinite(below_us):
-        limit_us = below_us - max(_EPSILON, below_us * max(_EPSILON, gap / 4))
-        constraints.append(LinearConstraint(program.objective[None, :] / scale_us, -np.inf, limit_us / scale_us))
-    integral, upper = np.zeros(columns.count), np.ones(columns.count)
-    for column in (*columns.dropped.values(), *columns.placed.values()):
+    integral, upper = np.zeros(escape + 1), np.ones(escape + 1)
+    for column in (*columns.dropped.values(), *columns.placed.values(), escape):
         integral[column] = 1
     upper[list(columns.overrun.values())] = sum(float(np.sum(workspace.table(i).unit_us)) for i in _layers(workspace))
+    upper[escape] = float(can_escape)
     result = milp(
-        program.objective / scale_us,
+        np.append(program.objective, limit_us if can_escape else 0.0) / scale_us,
         integrality=integral,
         bounds=Bounds(0, upper),
         constraints=constraints,
@@ -116,14 +119,25 @@ def _search(workspace: Workspace, program: Program, below_us: float, gap: float,
     )
     bound = getattr(result, "mip_dual_bound", None)
     bound_us = float(bound) * scale_us if bound is not None and np.isfinite(bound) else 0.0
-    if np.isfinite(below_us):
-        bound_us = min(bound_us, limit_us)  # beyond that the search proves nothing
-    solution = None if result.x is None else _read(workspace, program, result.x)
+    # Beyond the limit the search proves nothing.
+    bound_us = max(0.0, min(bound_us, limit_us))
+    escaped = result.x is not None and result.x[escape] > 0.5
+    solution = None if result.x is None or escaped else _read(workspace, program, result.x)
     # All variables have bounds: "infeasible or unbounded" can only mean the former.
     infeasible = result.x is None and result.status in (_INFEASIBLE, _UNBOUNDED, _OTHER)
     if infeasible:
-        return _Slice(_INFEASIBLE, limit_us if np.isfinite(below_us) else 0.0, None)
-    return _Slice(int(result.status), max(0.0, bound_us), solution)
+        return _Slice(_INFEASIBLE, limit_us if can_escape else 0.0, None)
+    return _Slice(int(result.status), bound_us, solution)
+
+
+def _with_escape(rows: Iterable[Row], column: int) -> Iterator[Row]:
+    """Rows that all hold when the escape is 1 and all else 0, and are as they were when it is 0.
+
+    The escape costs what a solution must cost less than. The solver thus has a solution from the start, leaves out all
+    that is no better, and always reports a bound; a limit on the objective leaves it without both.
+    """
+    for coefficients, side in rows:
+        yield coefficients | {column: side} if side else coefficients, side
 
 
 def _layers(workspace: Workspace) -> range:

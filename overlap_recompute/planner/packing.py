@@ -209,9 +209,5 @@ def _finish(jobs: Jobs, lengths: Sequence[float], first: int, stop: int, state: 
             if chosen >> job & 1:
                 plan.put(job, window)
     plan.complete()
-    plan.fill_up()
-    for _ in range(_MOST_PASSES):
-        if not plan.relocate():
-            break
-        plan.fill_up()
+    plan.mend(_MOST_PASSES)
     return plan.result()

@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from overlap_recompute.plan.memory import stage_memory
+from overlap_recompute.plan.memory import MARGIN_FRACTION, stage_memory
 from overlap_recompute.plan.plan_file import (
     PLAN_VERSION,
     LayerPlan,
@@ -15,6 +15,7 @@ from overlap_recompute.plan.plan_file import (
 )
 from overlap_recompute.plan.profile import EndCost, Layout, Pass, Profile
 from overlap_recompute.plan.split import Split, layers_of
+from overlap_recompute.plan.storages import brought_back_bytes_of
 from overlap_recompute.planner.baselines import COMMON
 from overlap_recompute.planner.build import build_stage_problem
 from overlap_recompute.planner.infeasible import InfeasibleError, with_advice
@@ -85,7 +86,7 @@ def make_plan(
         software=profile.origin.software,
         budget_bytes=budget_bytes,
         predicted_iteration_us=0.0,
-        stages=tuple(stage_plan(profile, layout, problem, solution) for problem, solution in solved),
+        stages=tuple(stage_plan(profile, layout, problem, solution, budget_bytes) for problem, solution in solved),
     )
     return replace(plan, predicted_iteration_us=simulate(profile, plan).iteration_us)
 
@@ -161,12 +162,19 @@ def work_us(profile: Profile, split: Split, stage: int) -> tuple[float, float]:
     )
 
 
-def stage_plan(profile: Profile, layout: Layout, problem: StageProblem, solution: StageSolution) -> StagePlan:
-    """A solution in the words of a plan."""
+def stage_plan(
+    profile: Profile, layout: Layout, problem: StageProblem, solution: StageSolution, budget_bytes: int
+) -> StagePlan:
+    """A solution in the words of a plan; memory that it leaves may be used to recompute further ahead."""
     dropped = {layer.layer: names for layer, names in zip(problem.layers, solution.dropped, strict=True)}
     forward_us, backward_us = work_us(profile, layout.split, problem.stage)
     in_flight = tuple(chunk.in_flight for chunk in problem.chunks)
     kinds = [problem.kinds[layer.kind] for layer in problem.layers]
+    cap_bytes = solution.prefetched_bytes
+    memory = stage_memory(profile, layout.split, problem.stage, dropped, in_flight, prefetch_cap_bytes=cap_bytes)
+    if problem.window_kinds:
+        cap_bytes += _spare_bytes(problem, solution, budget_bytes - memory.total_bytes)
+        memory = stage_memory(profile, layout.split, problem.stage, dropped, in_flight, prefetch_cap_bytes=cap_bytes)
     return StagePlan(
         stage=problem.stage,
         layers=tuple(
@@ -178,7 +186,7 @@ def stage_plan(profile: Profile, layout: Layout, problem: StageProblem, solution
             for layer, kind in zip(problem.layers, kinds, strict=True)
         ),
         window_kinds=problem.window_kinds,
-        prefetch_cap_bytes=solution.prefetched_bytes,
+        prefetch_cap_bytes=cap_bytes,
         fills=tuple(
             PlannedFill(
                 layer=problem.layers[fill.layer].layer,
@@ -193,13 +201,19 @@ def stage_plan(profile: Profile, layout: Layout, problem: StageProblem, solution
             recompute_us=solution.hidden_us + solution.exposed_us,
             exposed_us=solution.exposed_us,
             in_flight=in_flight,
-            memory=stage_memory(
-                profile,
-                layout.split,
-                problem.stage,
-                dropped,
-                in_flight,
-                prefetch_cap_bytes=solution.prefetched_bytes,
-            ),
+            memory=memory,
         ),
     )
+
+
+def _spare_bytes(problem: StageProblem, solution: StageSolution, left_bytes: int) -> int:
+    """What the cap may be raised by: no more than is left, and than a microbatch can bring back.
+
+    Waits for other stages are not planned; with a higher cap they hide what the plan leaves exposed.
+    """
+    kinds = [problem.kinds[layer.kind] for layer in problem.layers]
+    useful_bytes = sum(
+        brought_back_bytes_of(kind.storages, names) for kind, names in zip(kinds, solution.dropped, strict=True)
+    )
+    spare_bytes = int(left_bytes / (1 + MARGIN_FRACTION)) - 1
+    return max(0, min(spare_bytes, useful_bytes - solution.prefetched_bytes))

@@ -155,14 +155,15 @@ def exact(table: PolicyTable) -> PolicyTable:
     return table.rows(np.array(keep, dtype=np.int64))
 
 
-def front(table: PolicyTable, loads: Floats) -> PolicyTable:
+def front(table: PolicyTable, loads: Floats, rests: Floats) -> PolicyTable:
     """The Pareto front of kept bytes and load before each deadline; see NOTE [ when a policy is dominated ], 3.
 
     Args:
         table: priced policies.
         loads: (P, C) replay time that is needed before each of C deadlines and after the one before.
+        rests: (P) replay time that cannot be hidden and is in none of the loads.
     """
-    costs = np.column_stack([table.kept_bytes, np.cumsum(loads, axis=1)])
+    costs = np.column_stack([table.kept_bytes, np.cumsum(loads, axis=1), rests])
     order = np.lexsort((table.masks, *costs.T[::-1]))
     costs = costs[order]
     no_worse = np.all(costs[:, None, :] <= costs[None, :, :], axis=2)

@@ -9,11 +9,9 @@ from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.workspace import Choice, Workspace, price
 
-SMALL = 24
+SMALL = 9
 """Units in a stage up to which a search takes pains: packing costs next to nothing, and single units weigh much."""
-TINY = 12
 EXHAUSTIVE = Effort(width=12, sums=32, jobs=8)
-THOROUGH = Effort(width=5, sums=20, jobs=6)
 THOROUGH_MOVES = 24
 PRICE = 0.1
 """Of hidden time relative to exposed time, when neighbours are ranked."""
@@ -25,9 +23,7 @@ def effort_of(workspace: Workspace) -> Effort | None:
     units = sum(
         int(np.bitwise_or.reduce(workspace.table(i).masks)).bit_count() for i in range(len(workspace.problem.layers))
     )
-    if units <= TINY:
-        return EXHAUSTIVE
-    return THOROUGH if units <= SMALL else None
+    return EXHAUSTIVE if units <= SMALL else None
 
 
 class Search:

@@ -17,7 +17,7 @@ from overlap_recompute.planner.policies import PolicyTable, exact, front, price_
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.progress import Report
 from overlap_recompute.planner.search import smallest
-from overlap_recompute.planner.workspace import Workspace, assemble, loads, price
+from overlap_recompute.planner.workspace import Workspace, assemble, loads, price, rests
 
 STATES = 4096
 """Of the dynamic program of adapipe."""
@@ -52,7 +52,7 @@ class Memory:
     def __init__(self) -> None:
         self._tables: dict[LayerKind, PolicyTable] = {}
         self._exact: dict[LayerKind, PolicyTable] = {}
-        self._fronts: dict[tuple[LayerKind, tuple[int, ...]], PolicyTable] = {}
+        self._fronts: dict[tuple[LayerKind, float, tuple[int, ...]], PolicyTable] = {}
         self._solutions: dict[tuple[object, ...], list[tuple[int, StageSolution | None]]] = {}
 
     def table(self, kind: LayerKind) -> PolicyTable:
@@ -70,10 +70,11 @@ class Memory:
     def front(self, problem: StageProblem, number: int) -> PolicyTable:
         """Those that fast planners look at, for a kind of the problem's layers."""
         kind, layer = problem.kinds[number], next(layer for layer in problem.layers if layer.kind == number)
-        key = kind, tuple(deadline - layer.own_window for deadline in layer.deadlines)
+        longest_us = max((window.length_us for window in problem.windows), default=0.0)
+        key = kind, longest_us, tuple(deadline - layer.own_window for deadline in layer.deadlines)
         if key not in self._fronts:
             table = price_policies(kind, with_working=False)
-            self._fronts[key] = priced_working(kind, front(table, loads(problem, number, table)))
+            self._fronts[key] = priced_working(kind, front(table, loads(problem, number, table), rests(problem, table)))
         return self._fronts[key]
 
     def recall(self, key: tuple[object, ...], budget_bytes: int) -> tuple[bool, StageSolution | None]:

@@ -29,14 +29,17 @@ class _Template(NamedTuple):
 class Workspace:
     """A problem and the policies that each kind of its layers may take."""
 
-    __slots__ = ("problem", "tables", "lengths", "loads", "_chunks", "_spans", "_templates")
+    __slots__ = ("problem", "tables", "lengths", "longest_us", "loads", "rests", "_chunks", "_spans", "_templates")
 
     def __init__(self, problem: StageProblem, tables: Sequence[PolicyTable]) -> None:
         """`tables`: for each kind of the problem."""
         self.problem, self.tables = problem, tuple(tables)
         self.lengths = tuple(window.length_us for window in problem.windows)
+        self.longest_us = max(self.lengths, default=0.0)
         self.loads = tuple(loads(problem, kind, table) for kind, table in enumerate(self.tables))
-        """For each kind (P, C) replay time by deadline class."""
+        """For each kind (P, C) replay time by deadline class, without the rests."""
+        self.rests = tuple(rests(problem, table) for table in self.tables)
+        """For each kind (P) what no window can hide, because it is part of a unit that is longer than any."""
         numbers = range(len(problem.chunks))
         self._chunks = [[i for i, layer in enumerate(problem.layers) if layer.chunk == number] for number in numbers]
         starts = {layer.chunk: layer.first_window for layer in problem.layers}
@@ -105,11 +108,22 @@ def loads(problem: StageProblem, kind: int, table: PolicyTable) -> Floats:
     layer = next(layer for layer in problem.layers if layer.kind == kind)
     classes = [deadline - layer.own_window for deadline in layer.deadlines]
     times = np.zeros((len(table.masks), max(classes, default=0) + 1))
+    unit_us = np.minimum(table.unit_us, _longest_us(problem))
     for policy, work in enumerate(table.work.tolist()):
         for unit, deadline in enumerate(effective_deadlines(classes, table.reads, work)):
             if work >> unit & 1:
-                times[policy, deadline] += table.unit_us[unit]
+                times[policy, deadline] += unit_us[unit]
     return times
+
+
+def rests(problem: StageProblem, table: PolicyTable) -> Floats:
+    """(P) replay time beyond the longest window, unit by unit."""
+    over = np.maximum(0.0, table.unit_us - _longest_us(problem))
+    return np.asarray((table.work[:, None] >> np.arange(len(over)) & 1) @ over)
+
+
+def _longest_us(problem: StageProblem) -> float:
+    return max((window.length_us for window in problem.windows), default=0.0)
 
 
 def effective_deadlines(deadlines: Sequence[int], reads: Sequence[int], work: int) -> list[int]:

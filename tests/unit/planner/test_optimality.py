@@ -15,9 +15,9 @@ INSTANCES = 300
 """benchmarks/planner_optimality.py has larger stages, where a few lie outside."""
 
 
-def solved(problem: StageProblem, planner: str, memory: Memory) -> StageSolution | None:
+def solved(problem: StageProblem, planner: str, memory: Memory, search: Search = EXACT) -> StageSolution | None:
     try:
-        found = solve_stage(problem, planner, memory=memory, search=EXACT)
+        found = solve_stage(problem, planner, memory=memory, search=search)
     except InfeasibleError:
         return None
     assert not find_faults(problem, found), (planner, find_faults(problem, found))
@@ -48,6 +48,26 @@ def test_heuristics_come_close_to_the_optimum() -> None:
                 assert found.exposed_us >= best.bound_us - 1e-5, (planner, seed)
                 assert found.exposed_us <= best.exposed_us * (1 + share) + 1e-5, (planner, seed)
     assert feasible > 0.8 * INSTANCES
+
+
+def test_on_larger_stages_heuristics_stay_near_what_opt_finds() -> None:
+    """Up to eight layers and eight units, opt with a short limit: not each stage within 1 % and 5 %, all together near.
+
+    Of 57 such stages 9 were outside of 1 % (mix) and 13 outside of 5 % (heu), most of them with little exposed.
+    """
+    search, total_us = Search(limit_s=0.2, gap=0.01), {"opt": 0.0, "mix": 0.0, "heu": 0.0}
+    for seed in range(5000, 5024):
+        problem, memory = random_problem(seed, most_layers=8, most_units=8), Memory()
+        found = {planner: solved(problem, planner, memory, search) for planner in total_us}
+        assert len({solution is None for solution in found.values()}) == 1, seed
+        for planner, solution in found.items():
+            if solution is not None:
+                best = found["opt"]
+                assert best is not None and solution.exposed_us >= best.bound_us - 1e-3, (planner, seed)
+                total_us[planner] += solution.exposed_us
+    assert total_us["opt"] <= total_us["mix"] + 1e-3 <= total_us["heu"] + 2e-3
+    assert total_us["mix"] <= 1.05 * total_us["opt"]
+    assert total_us["heu"] <= 1.15 * total_us["opt"]
 
 
 @pytest.mark.parametrize("seed", range(2000, 2010))
