@@ -39,7 +39,8 @@ def test_what_backward_has_read_makes_room() -> None:
     first, second, _ = KIND.backward
     kind = replace(KIND, backward=(first, replace(second, needs=("norm",))), transient_bytes=0)
     assert layer_working_set_bytes(kind, {"norm"}) == 0
-    assert layer_working_set_bytes(kind, {"norm", "fc", "act"}) == 900  # fc reads norm, so all are back in the first step
+    # fc reads norm, so all are back in the first step.
+    assert layer_working_set_bytes(kind, {"norm", "fc", "act"}) == 900
 
 
 def test_a_unit_that_no_step_needs_counts_all_the_time() -> None:
