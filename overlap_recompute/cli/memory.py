@@ -15,7 +15,7 @@ from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.counted import CountedModel, memory_profile
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.memory import MARGIN_FRACTION, stage_memory
-from overlap_recompute.plan.plan_file import MemoryTable
+from overlap_recompute.plan.plan_file import MEMORY_TERMS, MemoryTable
 from overlap_recompute.schedules import in_flight_microbatches, pipeline_schedule
 
 DESCRIPTION = """Say how much memory a rank of each pipeline stage takes at most, term by term, in MiB.
@@ -31,19 +31,7 @@ EPILOG = """examples:
   overlap-recompute memory --device cuda -- ...             # what the kernels of a GPU save (docs/memory.md)
 """
 MIB = 1 << 20
-COLUMNS = (
-    ("weights", "parameters_bytes"),
-    ("gradients", "gradients_bytes"),
-    ("optimizer", "optimizer_bytes"),
-    ("kept", "kept_bytes"),
-    ("ahead", "prefetched_bytes"),
-    ("working set", "working_set_bytes"),
-    ("head", "head_bytes"),
-    ("transfers", "communication_bytes"),
-    ("base", "base_bytes"),
-    ("margin", "margin_bytes"),
-    ("total", "total_bytes"),
-)
+COLUMNS = (*MEMORY_TERMS, ("total", "total_bytes"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

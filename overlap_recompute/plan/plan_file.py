@@ -12,6 +12,21 @@ PLAN_VERSION = 1
 PIPELINE_WINDOW = "P"
 
 
+MEMORY_TERMS = (
+    ("weights", "parameters_bytes"),
+    ("gradients", "gradients_bytes"),
+    ("optimizer", "optimizer_bytes"),
+    ("kept", "kept_bytes"),
+    ("ahead", "prefetched_bytes"),
+    ("working set", "working_set_bytes"),
+    ("head", "head_bytes"),
+    ("transfers", "communication_bytes"),
+    ("base", "base_bytes"),
+    ("margin", "margin_bytes"),
+)
+"""What tables call the fields of a `MemoryTable`, in their order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
     """Decisions for one layer."""
@@ -58,18 +73,7 @@ class MemoryTable:
     @property
     def total_bytes(self) -> int:
         """The sum."""
-        return (
-            self.parameters_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.kept_bytes
-            + self.prefetched_bytes
-            + self.working_set_bytes
-            + self.head_bytes
-            + self.communication_bytes
-            + self.base_bytes
-            + self.margin_bytes
-        )
+        return sum(getattr(self, field) for _, field in MEMORY_TERMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

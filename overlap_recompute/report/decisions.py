@@ -2,23 +2,11 @@
 
 import itertools
 
-from overlap_recompute.plan.plan_file import LayerPlan, Plan
+from overlap_recompute.plan.plan_file import MEMORY_TERMS, LayerPlan, Plan
 
 _GIB = 1 << 30
 _MIB = 1 << 20
-_TERMS = (
-    ("weights", "parameters_bytes"),
-    ("gradients", "gradients_bytes"),
-    ("optimizer", "optimizer_bytes"),
-    ("kept", "kept_bytes"),
-    ("ahead", "prefetched_bytes"),
-    ("working set", "working_set_bytes"),
-    ("head", "head_bytes"),
-    ("transfers", "communication_bytes"),
-    ("base", "base_bytes"),
-    ("margin", "margin_bytes"),
-    ("sum", "total_bytes"),
-)
+_TERMS = (*MEMORY_TERMS, ("sum", "total_bytes"))
 
 
 def memory_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
