@@ -154,7 +154,7 @@ def measure(case: Case, rounds: int, iterations: int) -> dict:
                 row["peak MiB"] = [peak / MIB for peak in alone["peak_rss_bytes"]]
                 row["layers"] = layout_text(plans[arm].layout.split)
             rows[arm] = row
-        return {"budget MiB": budget_bytes / MIB, "arms": rows}
+        return {"budget MiB": budget_bytes / MIB, "iterations": rounds * iterations, "arms": rows}
 
 
 def table(data: dict) -> list[str]:
@@ -162,7 +162,7 @@ def table(data: dict) -> list[str]:
     arms = data["arms"]
     none, full = (arms[name]["seconds"] for name in ("none", "stock full"))
     lines = [
-        f"Budget {data['budget MiB']:.0f} MiB a rank.",
+        f"Budget {data['budget MiB']:.0f} MiB a rank; medians of {data['iterations']} iterations an arm.",
         "",
         "| arm | s / iteration | time / none | rate / stock full | predicted s | predicted MiB | peak MiB | losses |",
         "|---|---|---|---|---|---|---|---|",
