@@ -26,6 +26,8 @@ ROUNDS = 15
 MARKS = 20_000
 SHAPE = (512, 4096)
 LIMIT_NS = 1000.0
+MEASURED = ("csrc", "overlap_recompute/ops")
+"""What the figures are of."""
 
 
 def best_ns(arms: dict[str, Callable[[int], None]], calls: int) -> dict[str, float]:
@@ -161,10 +163,14 @@ def machine() -> str:
 
 
 def commit() -> str:
+    """The commit, marked where what is measured here differs from it."""
+    commands = ["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--", *MEASURED]
     root = pathlib.Path(__file__).resolve().parents[1]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "uncommitted"
+    outputs = [
+        subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+        for command in commands
+    ]
+    return f"{outputs[0] or 'uncommitted'}{'-dirty' * bool(outputs[1])}"
 
 
 def report() -> str:

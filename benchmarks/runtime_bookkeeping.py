@@ -110,13 +110,19 @@ def table(rounds: int) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of the working tree, if there is one."""
+    """The commit of the working tree, if there is one, and whether the runtime differs from it."""
+    runtime = str(TABLE.parents[1] / "overlap_recompute" / "runtime")
+    commands = ["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", runtime]
     try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=TABLE.parent)
+        found, changes = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=TABLE.parent)
+            for command in commands
+        )
     except OSError:
         return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "not committed yet"
+    if found.returncode:
+        return "not committed yet"
+    return found.stdout.strip() + (" with changes to the runtime" if changes.stdout else "")
 
 
 def page(lines: list[str]) -> str:

@@ -19,6 +19,7 @@ from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
+from megatron.overlap.errors import BackwardError
 from megatron.overlap.figures import Figures, StepFigures
 from megatron.overlap.groups import kinds_of_groups
 from megatron.overlap.pipeline_windows import PipelineWindows
@@ -30,7 +31,7 @@ from megatron.overlap.window_lengths import WindowLengths
 from megatron.overlap.window_log import WindowLog
 from megatron.overlap.windows import Windows
 from overlap_recompute.plan.actions import Kind
-from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.errors import ConfigError, UserError
 from overlap_recompute.runtime import CudaStreams, InlineLane, Journal, Lane, Policy, Runtime, StepReport, StreamLane
 from overlap_recompute.schedules.builders import pipeline_schedule
 
@@ -145,6 +146,7 @@ class OverlapSession:
 
         Raises:
             UnfinishedError: something that was dropped was never used.
+            BackwardError: a backward pass failed; what fails in a replay is a `ReplayError`.
         """
         self._counts = [0] * len(self._counts)
         if len(self._counts) > 1:
@@ -154,9 +156,12 @@ class OverlapSession:
         try:
             yield
             report = self.runtime.step_end()
-        except BaseException:
+        except BaseException as error:
+            place = self.runtime.last_read
             self.runtime.abort()
-            raise
+            if place is None or isinstance(error, UserError) or not isinstance(error, Exception):
+                raise  # it names its place, or there is none to name
+            raise BackwardError(place, error) from error
         finally:
             self.windows.active = False
         step = StepFigures(

@@ -12,7 +12,7 @@ from collections import deque
 from overlap_recompute.plan.windows import WindowKind
 
 REMEMBERED = 3
-"""Steps whose median is expected."""
+"""Steps from which a length is expected."""
 
 Place = tuple[WindowKind, int]
 """Kind, and number among those of its kind in a step."""
@@ -38,9 +38,16 @@ class WindowLengths:
         return kind, number
 
     def expected_ns(self, place: Place) -> float | None:
-        """How long the communication will take; None where nothing is known."""
+        """How long the communication will take, or how long it may take; None where nothing is known.
+
+        A collective takes as long as it did: the median is expected. A wait for another stage is the difference of two
+        stages' work and varies with both; to leave it early costs a unit on the critical path, to stay a part of one,
+        which the next wait often gives back. So it is left when the longest of the last ones would have ended.
+        """
         known = self._known.get(place)
-        return statistics.median(known) if known else None
+        if not known:
+            return None
+        return max(known) if place[0] is WindowKind.PP_WAIT else statistics.median(known)
 
     def learn(self, place: Place, length_ns: int) -> None:
         """The communication took so long, from the opening of the window."""

@@ -54,22 +54,20 @@ class Ambient:
         self, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...], last: Surroundings | None
     ) -> Surroundings:
         """What is in force now for a unit of these modules and parameters; `last` itself if that has not changed."""
+        if last is not None and not self._providers and _is_as(last, modules, parameters):
+            return last
         autocast = self.autocast()
         training = tuple([module.training for module in modules])
         versions = tuple([parameter._version for parameter in parameters]) if parameters else ()
-        if self._providers:
-            return Surroundings(autocast, training, tuple([p.capture() for p in self._providers]), versions)
-        if last is not None and last.training == training and last.versions == versions and last.autocast == autocast:
-            return last
-        return Surroundings(autocast, training, (), versions)
+        return Surroundings(autocast, training, tuple([p.capture() for p in self._providers]), versions)
 
     def enter(self, wanted: Surroundings, modules: tuple[nn.Module, ...]) -> "ExitStack | None":
         """Put it in force; returns what undoes it, None when nothing had to be done."""
         present = self.autocast()
+        if present is None and wanted.autocast is None and not self._providers and _trains_as(modules, wanted.training):
+            return None
         flags = tuple([module.training for module in modules])
         contexts = [(p, c) for p, c in zip(self._providers, wanted.contexts, strict=True) if c is not None]
-        if present is None and wanted.autocast is None and flags == wanted.training and not contexts:
-            return None
         stack = ExitStack()
         try:
             if present is not None or wanted.autocast is not None:
@@ -88,6 +86,34 @@ class Ambient:
 
     def _off(self) -> AutocastState:
         return tuple((kind, False, torch.get_autocast_dtype(kind)) for kind in self._device_types)
+
+
+def _is_as(last: Surroundings, modules: tuple[nn.Module, ...], parameters: tuple[nn.Parameter, ...]) -> bool:
+    """Whether nothing has changed; False under autocast, where more has to be looked at."""
+    if last.autocast is not None or torch._C._is_any_autocast_enabled():
+        return False
+    for parameter, version in zip(parameters, last.versions):  # noqa: B905 - on the hot path; they are alike
+        if parameter._version != version:
+            return False
+    for module, flag in zip(modules, last.training):  # noqa: B905, SIM110 - on the hot path; they are alike
+        if module.training is not flag:
+            return False
+    return True
+
+
+def are_at(parameters: tuple[nn.Parameter, ...], versions: tuple[int, ...]) -> bool:
+    """Whether the parameters have these in-place versions."""
+    for parameter, version in zip(parameters, versions):  # noqa: B905, SIM110 - on the hot path; they are alike
+        if parameter._version != version:
+            return False
+    return True
+
+
+def _trains_as(modules: tuple[nn.Module, ...], flags: tuple[bool, ...]) -> bool:
+    for module, flag in zip(modules, flags):  # noqa: B905, SIM110 - on the hot path; they are alike
+        if module.training is not flag:
+            return False
+    return True
 
 
 def _set_autocast(state: AutocastState, cache: bool) -> None:

@@ -146,7 +146,7 @@ class UnitCall:
     def fill(self, entry: Entry, tensor: Tensor, hidden: bool) -> None:
         """A replay hands over the tensor of an entry."""
         entry.version = tensor._version
-        entry.tensor = tensor.detach()
+        entry.tensor = tensor.detach() if tensor.requires_grad else tensor
         account = entry.account or entry
         if not account.present:
             self.state.ledger.bring_back(account, hidden)

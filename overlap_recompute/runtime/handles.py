@@ -87,6 +87,7 @@ class Handle:
             call.state.demand(call)
         if call.untouched:
             call.first_use()
+        call.state.last_read = call.unit, call.number, call.microbatch
         if call.fence is not None and call.fence.wait():
             call.fence = None
         return self._read()

@@ -14,7 +14,7 @@ from overlap_recompute.runtime.handles import Entry, Handle, OutputRef, forget_o
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.rng import RngKeeper, RngStates
 from overlap_recompute.runtime.state import RuntimeState
-from overlap_recompute.runtime.storages import Kept, KeptStorage, StaticRef, storage_of, version_of
+from overlap_recompute.runtime.storages import NO_VERSION, Kept, KeptStorage, storage_of
 from overlap_recompute.runtime.trees import CONTAINERS, replace, tensors_in
 from overlap_recompute.runtime.units import Unit
 
@@ -41,6 +41,11 @@ class Recorder:
             if tensor is state.argument:
                 # Most units save their argument: what the call keeps for its replay stands for it as well.
                 return call.args[0]
+        if type(tensor) is nn.Parameter:
+            shared = state.parameters.get(id(tensor))
+            if shared is not None and shared.version == tensor._version:
+                return shared
+            return self._keep_parameter(tensor)
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
@@ -53,25 +58,30 @@ class Recorder:
                 return handle
         static = state.static.get(key)
         if static is not None and static() is storage:
-            shared = static.kept
-            if shared is not None and shared.tensor is tensor and shared.version == tensor._version:
-                return shared
-            return _static(static, tensor)
-        if type(tensor) is nn.Parameter:
-            return Kept(tensor, tensor._version, None)
+            return Kept(_without_graph(tensor), tensor._version, None)
         kept = state.kept.get(key)
         if call is None or (kept is not None and kept() is not None):
-            return Kept(tensor.detach(), tensor._version, state.keep(storage, key))
+            return Kept(_without_graph(tensor), tensor._version, state.keep(storage, key))
         seen = state.seen.get(key)
         if seen is not None and seen.storage() is storage and seen.sharers:
             entry = call.add_entry(Entry(position, seen.nbytes, tensor, seen))
         else:
-            entry = call.add_entry(Entry(position, storage.nbytes(), tensor, None))
+            nbytes = storage.nbytes()
+            entry = call.entries[position] = Entry(position, nbytes, tensor, None)
+            state.ledger.dropped_bytes += nbytes
+            call.tally.dropped_bytes += nbytes
             entry.storage = weakref.ref(storage)
             state.seen[key] = entry
         if state.verify:
             entry.reference = tensor.detach().clone()
         return Handle(call, entry, None, False)
+
+    def _keep_parameter(self, tensor: nn.Parameter) -> Kept:
+        """A parameter is a leaf, so that holding it as it is makes no cycle with its node."""
+        kept, storage = Kept(tensor, tensor._version, None), storage_of(tensor)
+        if storage is not None and self.state.is_static(storage, storage._cdata):
+            self.state.parameters[id(tensor)] = kept
+        return kept
 
     def run_unit(self, unit: Unit, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call of a unit in the forward pass of a microbatch.
@@ -132,7 +142,7 @@ class Recorder:
         """Keep what a replay needs as arguments; returns the tensors with their versions."""
         watched: Watched = []
         if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
-            call.args = (self._store_tensor(call, args[0], watched),)
+            call.args = (self._store_tensor(args[0], watched),)
             return watched
         known: Known = {}
         call.args = tuple([self._store_value(call, value, watched, known) for value in args])
@@ -144,7 +154,7 @@ class Recorder:
         if isinstance(value, Tensor):
             argument = known.get(id(value))
             if argument is None:
-                argument = known[id(value)] = self._store_tensor(call, value, watched)
+                argument = known[id(value)] = self._store_tensor(value, watched)
             return argument
         if isinstance(value, CONTAINERS):
             if call.nested is None:
@@ -158,12 +168,17 @@ class Recorder:
             call.nested.append(argument)
         return argument
 
-    def _store_tensor(self, call: UnitCall, tensor: Tensor, watched: Watched) -> Kept | Handle:
+    def _store_tensor(self, tensor: Tensor, watched: Watched) -> Kept | Handle:
         state = self.state
-        version = version_of(tensor)
-        watched.append((tensor, version))
         record: KeptStorage | None = None
-        storage = storage_of(tensor)
+        storage: torch.UntypedStorage | None = None
+        version = NO_VERSION
+        try:
+            version = tensor._version
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # made in inference mode, or of a layout that has none
+            storage = storage_of(tensor)
+        watched.append((tensor, version))
         if storage is not None:
             key: int = storage._cdata
             output = state.outputs.get(key)
@@ -183,7 +198,7 @@ class Recorder:
     def _check(self, call: UnitCall, watched: Watched, buffers: tuple[tuple[int, int], ...] | None) -> None:
         unit = call.unit
         for tensor, version in watched:
-            if version_of(tensor) != version:
+            if version != NO_VERSION and tensor._version != version:
                 raise InPlaceError(
                     f"the unit changes its argument of shape {tuple(tensor.shape)} in place",
                     "a dropped unit that leaves its arguments as they are",
@@ -217,8 +232,12 @@ class Recorder:
             if storage is None or tensor.is_inference() or type(tensor) is not Tensor:
                 continue
             key: int = storage._cdata
-            known = state.outputs.get(key)
-            if (known is not None and known() is storage) or state.is_kept(key) or state.is_static(storage, key):
+            known, kept, static = state.outputs.get(key), state.kept.get(key), state.static.get(key)
+            if (
+                (known is not None and known() is storage)
+                or (kept is not None and kept() is not None)
+                or (static is not None and static() is storage)
+            ):
                 continue
             ref = OutputRef(storage, forget_output)
             ref.key, ref.table, ref.call, ref.index = key, state.outputs, call, index
@@ -229,12 +248,9 @@ class Recorder:
             state.outputs[key] = ref
 
 
-def _static(static: StaticRef, tensor: Tensor) -> Kept:
-    if type(tensor) is not nn.Parameter:
-        return Kept(tensor.detach(), tensor._version, None)
-    # A parameter is a leaf, so holding it as it is makes no cycle with its node.
-    kept = static.kept = Kept(tensor, tensor._version, None)
-    return kept
+def _without_graph(tensor: Tensor) -> Tensor:
+    """The tensor, cut off from its node if it has one."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _is_tensor(value: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from overlap_recompute.runtime.ambient import Ambient
+from overlap_recompute.runtime.ambient import Ambient, are_at
 from overlap_recompute.runtime.calls import Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, ReplayError, UnitError, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle
@@ -133,7 +133,7 @@ class Replayer:
         return tensors_in((args, kwargs)) if hidden else ()
 
     def _arguments(self, call: UnitCall, hidden: bool) -> tuple[Sequence[Any], dict[str, Any]]:
-        if tuple([parameter._version for parameter in call.unit.parameters]) != call.ambient.versions:
+        if not are_at(call.unit.parameters, call.ambient.versions):
             raise _modified(call, "a parameter")
         known: dict[int, Tensor] = {}
         try:

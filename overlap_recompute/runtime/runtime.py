@@ -1,6 +1,7 @@
 """Overlapped activation recomputation for any `nn.Module` (docs/runtime.md)."""
 
 import operator
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -14,7 +15,7 @@ from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.runtime.ambient import Ambient, ContextProvider
 from overlap_recompute.runtime.attachment import Attachments, find_units
 from overlap_recompute.runtime.calls import Microbatch, UnitCall
-from overlap_recompute.runtime.errors import UnfinishedError
+from overlap_recompute.runtime.errors import Place, UnfinishedError
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.lanes import InlineLane, Lane
 from overlap_recompute.runtime.ledger import Ledger
@@ -24,7 +25,7 @@ from overlap_recompute.runtime.replay import Replayer
 from overlap_recompute.runtime.report import StepReport, report_step
 from overlap_recompute.runtime.rng import RngKeeper, RngProvider
 from overlap_recompute.runtime.state import NO_LAYER, ReplayCounts, RuntimeState
-from overlap_recompute.runtime.storages import StaticRef, storage_of
+from overlap_recompute.runtime.storages import storage_of
 from overlap_recompute.runtime.units import LayerForward, Unit, UnitForward
 
 Result = TypeVar("Result")
@@ -94,6 +95,12 @@ class Runtime:
         return self._state.replaying is not None
 
     @property
+    def last_read(self) -> Place | None:
+        """Whose tensor the running backward pass has read last: tells an error in backward its place (R14)."""
+        read = self._state.last_read
+        return None if read is None else Place(read[0].name, read[0].layer, read[2].key, read[1])
+
+    @property
     def units(self) -> tuple[tuple[str, int], ...]:
         """(name, layer) of every unit."""
         return tuple(self._units)
@@ -161,8 +168,7 @@ class Runtime:
             self._rng.watch(tensor.device)
             storage = storage_of(tensor)
             if storage is not None:
-                ref = self._state.static[storage._cdata] = StaticRef(storage)
-                ref.kept = None
+                self._state.static[storage._cdata] = weakref.ref(storage)
 
     def set_policy(self, policy: Policy) -> None:
         """Another policy from the next microbatch on."""
@@ -175,6 +181,7 @@ class Runtime:
         self._attachments.restore()
         self._units.clear()
         self._state.static.clear()
+        self._state.parameters.clear()
         self._checked = False
 
     def microbatch(self, key: Hashable) -> "MicrobatchScope":
@@ -224,7 +231,7 @@ class Runtime:
     def abort(self) -> None:
         """Forget the microbatches in flight, after an error; their handles stay valid as long as their graphs live."""
         self.queue.clear()
-        self._state.in_backward = None
+        self._state.in_backward = self._state.last_read = None
         self._state.replays = ReplayCounts()
         self._state.ledger.start_step()
 
@@ -259,7 +266,7 @@ class MicrobatchScope:
                 "run its backward pass first, or choose another key",
             )
         self._queue.begin(self._microbatch)
-        self._state.microbatch = self._microbatch
+        self._state.microbatch, self._state.last_read = self._microbatch, None
         self._hooks.__enter__()
 
     def __exit__(

@@ -9,8 +9,11 @@ from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.handles import Entry, OutputRef
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.ledger import Ledger
-from overlap_recompute.runtime.storages import KeptStorage, KeptTable, StaticTable
+from overlap_recompute.runtime.storages import Kept, KeptStorage, KeptTable, StaticTable
+from overlap_recompute.runtime.units import Unit
 
+Read = tuple[Unit, int, Microbatch]
+"""A tensor of a dropped unit that backward read: unit, number of the call, microbatch. Not the call, which must die."""
 NO_LAYER = -1
 """The layer to which what lies outside of every layer is attributed."""
 
@@ -19,8 +22,8 @@ class RuntimeState:
     """Where the runtime is, and what it knows about storages."""
 
     __slots__ = (
-        "microbatch", "running", "argument", "layer", "replaying", "in_backward", "seen", "outputs", "kept", "static",
-        "ledger", "journal", "verify", "replay_inner_hooks", "demand", "replays",
+        "microbatch", "running", "argument", "layer", "replaying", "in_backward", "last_read", "seen", "outputs",
+        "kept", "static", "parameters", "ledger", "journal", "verify", "replay_inner_hooks", "demand", "replays",
     )  # fmt: skip
 
     def __init__(self, journal: Journal | None, verify: bool, replay_inner_hooks: bool) -> None:
@@ -35,12 +38,16 @@ class RuntimeState:
         self.replaying: UnitCall | None = None
         self.in_backward: Microbatch | None = None
         """The microbatch whose backward pass used something last."""
+        self.last_read: Read | None = None
+        """What that was; None from the beginning of a forward pass on."""
         self.seen: dict[int, Entry] = {}
         """Storages that the running call saved inside itself, by address: their first entry."""
         self.outputs: dict[int, OutputRef] = {}
         self.kept: KeptTable = {}
         self.static: StaticTable = {}
         """Parameters and buffers."""
+        self.parameters: dict[int, Kept] = {}
+        """What stands for a parameter of an attached model, by its identity: one object until the parameter changes."""
         self.ledger = Ledger()
         self.journal = journal
         self.verify = verify

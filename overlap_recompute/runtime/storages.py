@@ -24,19 +24,11 @@ class Tally:
 
 
 KeptTable = dict[int, "weakref.ref[KeptStorage]"]
-StaticTable = dict[int, "StaticRef"]
+StaticTable = dict[int, "weakref.ref[torch.UntypedStorage]"]
 
 
 NO_VERSION = -1
 """In place of the version of an inference tensor, which has none: nobody may modify it."""
-
-
-def version_of(tensor: Tensor) -> int:
-    """The tensor's in-place version."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return NO_VERSION
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
@@ -105,12 +97,3 @@ class Kept:
 
 def _layer(layer: int) -> str:
     return f"layer {layer}" if layer >= 0 else "no layer"
-
-
-class StaticRef(weakref.ref[torch.UntypedStorage]):
-    """Says that a storage belongs to a parameter or a buffer."""
-
-    __slots__ = ("kept",)
-
-    kept: Kept | None
-    """What stands for the parameter itself: one object for all calls until the parameter changes."""

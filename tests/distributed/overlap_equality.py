@@ -21,6 +21,10 @@ BY_STAGE = f"{ON} --overlap-recompute-policy 0:all,1:none"
 UNITS = ("input_layernorm", "linear_qkv", "core_attention", "pre_mlp_layernorm", "linear_fc1", "activation")
 
 
+STOCK_FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+STOCK_SELECTIVE = "--recompute-granularity selective --recompute-modules core_attn"
+
+
 def by_unit(*units: str) -> tuple[str, ...]:
     return tuple(f"{ON} --overlap-recompute-policy all:{unit}" for unit in units)
 
@@ -33,7 +37,8 @@ UNFUSED = "--attention-backend unfused"
 LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "one": (
         (f"{GPT} --global-batch-size 4", (*ARMS, *by_unit(*UNITS), *PAIRS)),
-        (f"{DROPOUT} --global-batch-size 4", ARMS),
+        (f"{DROPOUT} --global-batch-size 4", (*ARMS, STOCK_FULL, STOCK_SELECTIVE)),
+        (f"{DROPOUT} --global-batch-size 4 --bf16", (ALL, SMALL_CAP)),
         (
             f"{DROPOUT} --global-batch-size 4 {UNFUSED} --no-bias-gelu-fusion",
             (ALL, *by_unit("core_attention", "activation")),
@@ -44,7 +49,7 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"{MOE} --global-batch-size 4 --swiglu --moe-shared-expert-intermediate-size 64", (ALL,)),
     ),
     "TP2": (
-        (f"{DROPOUT} {TP2} --global-batch-size 4", (*ARMS, *PAIRS)),
+        (f"{DROPOUT} {TP2} --global-batch-size 4", (*ARMS, *PAIRS, STOCK_FULL, STOCK_SELECTIVE)),
         (f"{LLAMA} {TP2} --global-batch-size 4", ARMS),
         (f"{DROPOUT} {TP2} --sequence-parallel --global-batch-size 4", ARMS),
         (f"{LLAMA} {TP2} --sequence-parallel --global-batch-size 4 --bf16", (ALL, SERIALIZED)),
@@ -52,11 +57,16 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "PP2": (
         (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, *STOCK, EARLY, BY_STAGE)),
         (f"{LLAMA} {PP2} --global-batch-size 8 --bf16", (ALL, f"{ON} --overlap-recompute-policy 1:linear_fc1")),
+        (f"{MOE} {PP2} --global-batch-size 8", (ALL, ON_DEMAND)),
     ),
     "VPP2": (
         (
             f"{DROPOUT} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8",
             (ALL, SERIALIZED, SMALL_CAP, EARLY, *STOCK),
+        ),
+        (
+            f"{LLAMA} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8 --bf16",
+            (ALL,),
         ),
     ),
     "DP2": (
@@ -68,7 +78,15 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ),
     ),
     "PP4": ((f"{DROPOUT} --num-layers 4 {PP4} --global-batch-size 12", (ALL, EARLY, *STOCK[:1])),),
-    "EP2": ((f"{MOE} --expert-model-parallel-size 2 --global-batch-size 8", ARMS),),
+    "TP2xPP2": ((f"{DROPOUT} {TP2} {PP2} --sequence-parallel --global-batch-size 8", (ALL, BY_STAGE)),),
+    "PP2xDP2": (
+        (f"{DROPOUT} {PP2} --global-batch-size 16 --use-distributed-optimizer --overlap-grad-reduce", (ALL, BY_STAGE)),
+        (f"{LLAMA} {PP2} --global-batch-size 16 --overlap-grad-reduce --bf16", (ALL,)),
+    ),
+    "EP2": (
+        (f"{MOE} --expert-model-parallel-size 2 --global-batch-size 8", ARMS),
+        (f"{MOE} --expert-model-parallel-size 2 --global-batch-size 8 --bf16", (ALL,)),
+    ),
 }  # fmt: skip
 
 

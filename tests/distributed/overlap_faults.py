@@ -11,6 +11,7 @@ from megatron.pretrain.platform import install_platform
 
 install_platform("gloo")
 
+import torch  # noqa: E402
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear  # noqa: E402 - after the platform
 
 from megatron.overlap.session import OverlapSession  # noqa: E402
@@ -34,6 +35,25 @@ def fail_in_the_fifth_replay() -> None:
             return stock(linear, *args, **options)
 
         ColumnParallelLinear._forward_impl = forward
+
+    OverlapSession.__init__ = opening  # type: ignore[method-assign]
+
+
+def fail_in_backward() -> None:
+    """On one rank, the gradient of the weight behind the last layer's attention fails in the third microbatch."""
+    open_session, gradients = OverlapSession.__init__, []
+
+    def fail(gradient: torch.Tensor) -> None:
+        gradients.append(gradient)
+        if len(gradients) == 3:
+            raise ArithmeticError("cosmic ray")
+
+    def opening(session: OverlapSession, settings: Any, chunks: Any, *args: Any) -> None:
+        open_session(session, settings, chunks, *args)
+        *_, projection = (
+            module for chunk in chunks for path, module in chunk.named_modules() if path.endswith("linear_proj")
+        )
+        projection.weight.register_hook(fail)
 
     OverlapSession.__init__ = opening  # type: ignore[method-assign]
 
@@ -62,6 +82,8 @@ if __name__ == "__main__":
     if int(os.environ["RANK"]) == FAULTY_RANK:
         if mode == "replay":
             fail_in_the_fifth_replay()
+        elif mode == "backward":
+            fail_in_backward()
         elif mode == "death":
             die_in_the_fifth_window()
         else:

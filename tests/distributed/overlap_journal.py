@@ -1,7 +1,6 @@
 """One rank of the journal tests: what is replayed, which collectives run, what is kept, which windows are used.
 
-Run as a program it checks four ranks of TP2 x PP2; other layouts are checked by overlap_equality.py in passing. Fails
-an assertion or ends with 0.
+Played by overlap_equality.py, in the process groups of its layout. Fails an assertion.
 """
 
 from collections import Counter
@@ -10,41 +9,54 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from overlap_recompute.plan.kept_bytes import LayerShape, kept_bytes
 from overlap_recompute.plan.layer_units import LAYER_UNITS
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import Journal, Kind
-from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, batches, build, config_of, groups
+from overlap_recompute.schedules import Phase
+from tests.distributed.overlap_support import CPU, GPT, LLAMA, MOE, batches, build, config_of
+from tests.distributed.overlap_windows import WindowsByName, slow_link
 
 from megatron.core import parallel_state  # isort: skip - after the platform
 from megatron.overlap.session import OverlapSession  # isort: skip
 from megatron.overlap.figures import StepFigures  # isort: skip
+from megatron.pretrain.training.evaluate import evaluate  # isort: skip
 from megatron.pretrain.training.overlap import open_overlap  # isort: skip
 from megatron.pretrain.training.pipeline import open_pipeline  # isort: skip
+from megatron.pretrain.training.state import TrainingState  # isort: skip
 from megatron.pretrain.training.step import TrainStep  # isort: skip
 
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
 KEEPS = "--overlap-recompute --overlap-recompute-policy none"
 """What a run without recompute does, and visible: upstream binds some collectives by name."""
-TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
+TP2, PP2, PP4 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2", "--pipeline-model-parallel-size 4"
 MICROBATCHES, LAYERS, STEPS = 2, 2, 2
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
 GPT_SHAPE = LayerShape(
     sequence=16, micro_batch=2, hidden=32, ffn_hidden=128, heads=4, groups=4, channels=8, element_bytes=4, biased=True,
     rms_norm=False, rotary=False, gated=False, fused_activation=True, tensor_parallel=2,
 )  # fmt: skip
+LINEARS_FLOPS = 2 * (2 * 16) * 32 * (3 * 32 + 128) // 2
+"""Of linear_qkv and linear_fc1 on one of two ranks: what a replay repeats, besides attention, which is not counted."""
 LLAMA_SHAPE = replace(GPT_SHAPE, ffn_hidden=64, groups=2, rms_norm=True, rotary=True, gated=True, biased=False)
 
 
 class Observed:
-    """What one run of two steps did."""
+    """What one run of two steps did, and an evaluation after them.
 
-    def __init__(self, flags: str) -> None:
-        self.config = config_of(flags)
+    Args:
+        flags: of the run.
+        at_most: units that one window takes, so that the first ones leave something for the others.
+    """
+
+    def __init__(self, flags: str, at_most: int | None = None) -> None:
+        self.config = config_of(flags, "--eval-iters 1")
         self.journal, self.reports, self.windows = Journal(), [], []
         self.collectives: Counter[str] = Counter()
         self.in_replays = 0
+        self.by_name = WindowsByName(at_most)
         state = build(self.config)
         with open_overlap(self.config, state.model, CPU) as opened:
             settings = opened.settings if opened is not None else None
@@ -54,14 +66,27 @@ class Observed:
         restore = self._count(session)
         waits = session.pipeline_waits if session is not None else None
         try:
-            with open_pipeline(self.config, CPU, waits) as schedule:
+            with open_pipeline(self.config, CPU, waits) as schedule, self.by_name:
                 step = TrainStep(self.config, overlap=session, forward_backward=schedule)
-                for _ in range(STEPS):
-                    step(state, [batches(self.config) for _ in state.model])
+                with FlopCounterMode(display=False) as counter:
+                    for _ in range(STEPS):
+                        step(state, [batches(self.config) for _ in state.model])
+                self.flops = counter.get_total_flops() // STEPS
+                self._evaluate(state, schedule, session)
         finally:
             restore()
             if session is not None:
                 session.close()
+
+    def _evaluate(self, state: TrainingState, schedule: Any, session: OverlapSession | None) -> None:
+        """An evaluation computes, and communicates, as if nothing were attached."""
+        events, opened, collectives = len(self.journal.events), self.by_name.opened.copy(), self.collectives.copy()
+        iterators = [batches(self.config) for _ in state.model]
+        self.evaluation = evaluate(self.config, state, iterators, schedule).loss
+        self.in_evaluation = self.collectives - collectives
+        self.collectives = collectives
+        assert len(self.journal.events) == events and self.by_name.opened == opened
+        assert session is None or not (session.runtime.ledger.held_bytes or session.runtime.queue.microbatches())
 
     def _listen(self, session: OverlapSession) -> None:
         add = session.figures.add
@@ -81,7 +106,9 @@ class Observed:
             def call(*args: Any, **options: Any) -> Any:
                 self.collectives[name] += 1
                 self.in_replays += session is not None and session.runtime.replaying
-                return stock[name](*args, **options)
+                work = stock[name](*args, **options)
+                self.by_name.launched(work, name)
+                return work
 
             return call
 
@@ -136,6 +163,10 @@ def tensor_parallel() -> None:
         replayed_once(seen, droppable)
         assert seen.in_replays == 0
         assert seen.collectives == plain.collectives, (seen.collectives, plain.collectives)
+        untouched = Observed(flags)
+        assert seen.evaluation == plain.evaluation == untouched.evaluation is not None
+        assert seen.in_evaluation == plain.in_evaluation
+        assert seen.in_evaluation["all_reduce"] == untouched.in_evaluation["all_reduce"] > 0
         shape = replace(GPT_SHAPE, sequence_parallel=sequence_parallel)
         bytes_are_those_of_the_formula(seen, shape, droppable)
         windows, filled = seen.window_sums(WindowKind.TP_BACKWARD)
@@ -152,6 +183,9 @@ def tensor_parallel() -> None:
             assert seen.window_sums(WindowKind.TP_FORWARD)[0] == MICROBATCHES * (4 * LAYERS + 2)
         serialized = Observed(f"{flags} {ON} --overlap-recompute-serialize")
         assert serialized.window_sums(WindowKind.TP_BACKWARD) == (windows, 0)
+        replayed_flops = 0 if sequence_parallel else LAYERS * MICROBATCHES * LINEARS_FLOPS
+        assert seen.flops == serialized.flops == plain.flops + replayed_flops
+        assert plain.flops == untouched.flops
         replayed_once(serialized, droppable)
     seen = Observed(f"{LLAMA} {case} {ON}")
     replayed_once(seen, set(LAYER_UNITS))
@@ -176,22 +210,45 @@ def pipeline() -> None:
     flags = f"{GPT} {TP2} {PP2} --global-batch-size 8 --schedule-impl overlap"
     plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
     assert seen.collectives == plain.collectives
+    assert seen.evaluation == plain.evaluation
     assert set(seen.places(Kind.REPLAY_BEGIN).values()) == {STEPS}
     assert seen.places(Kind.REPLAY_BEGIN) == seen.places(Kind.FORWARD), "all units are dropped"
-    windows, filled = seen.window_sums(WindowKind.PP_WAIT)
-    assert windows == 4
-    if parallel_state.is_pipeline_first_stage():
-        # The second microbatch runs forward while the first waits for its backward pass; on the last stage none waits.
-        assert filled + seen.window_sums(WindowKind.TP_FORWARD)[1] > 0
+    assert seen.window_sums(WindowKind.PP_WAIT)[0] == 4
     serialized = Observed(f"{flags} {ON} --overlap-recompute-serialize")
     assert [serialized.window_sums(kind)[1] for kind in WindowKind] == [0] * len(WindowKind)
     assert serialized.places(Kind.REPLAY_BEGIN) == seen.places(Kind.REPLAY_BEGIN)
+    with slow_link():
+        every_collective_fills_its_windows(flags)
+        every_phase_fills_its_waits(flags)
+
+
+def every_collective_fills_its_windows(flags: str) -> None:
+    """In the forward pass they refill the microbatch that runs backward next; on the last stage none waits for that."""
+    expected = {"": ["all_reduce"], "--sequence-parallel": ["all_gather_into_tensor", "reduce_scatter_tensor"]}
+    for more, names in expected.items():
+        found = Observed(f"{flags} {more} {ON}", at_most=1).by_name
+        for name in names:
+            assert found.filled[WindowKind.TP_BACKWARD, name] > 0, (more, found.filled)
+            assert found.opened[WindowKind.TP_FORWARD, name] > 0, (more, found.opened)
+            if parallel_state.is_pipeline_first_stage():
+                assert found.filled[WindowKind.TP_FORWARD, name] > 0, (more, found.filled)
+
+
+def every_phase_fills_its_waits(flags: str) -> None:
+    found = Observed(f"{flags} {ON} --overlap-recompute-windows pp_wait", at_most=2).by_name
+    if parallel_state.is_pipeline_first_stage():
+        assert all(found.filled[WindowKind.PP_WAIT, phase.name] > 0 for phase in Phase), found.filled
+    assert {kind for kind, _ in +found.filled} <= {WindowKind.PP_WAIT}
+
+
+def middle_stages() -> None:
+    """A stage between others waits for activations as well as for gradients, and fills both."""
+    flags = f"{GPT} --num-layers 4 {PP4} --global-batch-size 12 --schedule-impl overlap"
+    with slow_link():
+        found = Observed(f"{flags} {ON} --overlap-recompute-windows pp_wait", at_most=2).by_name
+    if not (parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()):
+        assert all(found.filled[WindowKind.PP_WAIT, phase.name] > 0 for phase in Phase), found.filled
 
 
 EXPERTS = f"{MOE} --expert-model-parallel-size 2 --global-batch-size {4 * MICROBATCHES}"
-CHECKS = {"TP2": tensor_parallel, "EP2": experts}
-
-
-if __name__ == "__main__":
-    with groups(f"{GPT} {TP2} {PP2} --global-batch-size 8"):
-        pipeline()
+CHECKS = {"TP2": tensor_parallel, "EP2": experts, "TP2xPP2": pipeline, "PP4": middle_stages}

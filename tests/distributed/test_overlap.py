@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,22 +15,17 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.test_parity import GPT
 
 Train = Callable[..., list[float]]
-EQUALITY = {"one": 1, "TP2": 2, "PP2": 2, "VPP2": 2, "DP2": 2, "EP2": 2, "PP4": 4}
+EQUALITY = {"one": 1, "TP2": 2, "PP2": 2, "VPP2": 2, "DP2": 2, "EP2": 2, "PP4": 4, "TP2xPP2": 4, "PP2xDP2": 4}
+HERE = "chunk 0, pipeline stage 0"
 TP2 = "--tensor-model-parallel-size 2".split()
-
-
-def run_script(name: str, layout: str, world_size: int) -> None:
-    results = run_ranks([sys.executable, "-m", f"tests.distributed.{name}", layout], world_size, timeout_s=240)
-    assert all(result.returncode == 0 for result in results), report(results)
 
 
 @pytest.mark.parametrize("layout", EQUALITY)
 def test_losses_gradients_and_weights_are_equal_bit_for_bit(layout: str) -> None:
-    run_script("overlap_equality", layout, EQUALITY[layout])
-
-
-def test_every_kind_of_window_on_two_stages_of_two_ranks() -> None:
-    run_script("overlap_journal", "TP2xPP2", 4)
+    """And what the journal says of the layout, if there are checks of it (overlap_journal.py)."""
+    command = [sys.executable, "-m", "tests.distributed.overlap_equality", layout]
+    results = run_ranks(command, EQUALITY[layout], timeout_s=240)
+    assert all(result.returncode == 0 for result in results), report(results)
 
 
 def test_the_trainer_reports_and_traces(tmp_path: pathlib.Path, corpus: Corpus) -> None:
@@ -63,7 +59,21 @@ def test_the_trainer_reports_and_traces(tmp_path: pathlib.Path, corpus: Corpus) 
         assert {(name, rank) for name in ("0F0", "0B3", "tp_forward", "tp_backward", "R(L3.linear_fc1) 0.0")} <= names
 
 
-@pytest.mark.parametrize("mode", ["replay", "death", "flags"])
+def test_the_peak_of_the_process_falls_by_what_is_dropped() -> None:
+    """By all of it but the layer that is in backward, whose units are in memory again."""
+    found = {}
+    for policy in ("none", "all"):
+        command = [sys.executable, "-m", "tests.distributed.overlap_peak", policy]
+        (result,) = run_ranks(command, 1, env={"MALLOC_MMAP_THRESHOLD_": "131072"})
+        assert result.returncode == 0, result.output
+        found[policy] = json.loads(result.output.splitlines()[-1])
+    dropped_bytes, layers = found["all"]["dropped_bytes"], 4
+    assert found["none"]["dropped_bytes"] == 0 and dropped_bytes > 32 << 20
+    saved_bytes = found["none"]["peak_bytes"] - found["all"]["peak_bytes"]
+    assert 0.9 * dropped_bytes * (layers - 1) / layers <= saved_bytes <= 1.02 * dropped_bytes, found
+
+
+@pytest.mark.parametrize("mode", ["replay", "backward", "death", "flags"])
 def test_a_fault_ends_every_rank_and_names_its_place(mode: str, corpus: Corpus) -> None:
     command = [sys.executable, "-m", "tests.distributed.overlap_faults", mode, "--distributed-backend", "gloo"]
     results = run_ranks([*command, *corpus.flags, *GPT, *TP2, "--overlap-recompute"], 2, timeout_s=120)
@@ -71,8 +81,17 @@ def test_a_fault_ends_every_rank_and_names_its_place(mode: str, corpus: Corpus) 
     assert (results[1].returncode == -9) if mode == "death" else results[1].returncode not in (0, -9), report(results)
     everything = "".join(result.output for result in results)
     if mode == "replay":
-        assert "cosmic ray" in everything
-        assert "unit 'linear_" in everything and "microbatch 0, chunk 0, pipeline stage 0" in everything
+        told = rf"rank 1: error: found unit 'linear_\w+' of layer \d, microbatch 0, {HERE}: .*cosmic ray"
+        assert len(re.findall(told, results[1].output)) == 1, report(results)
+        assert results[1].output.count("cosmic ray") == 1, "it surfaces once"
+        assert "stopped because rank 1" in results[0].output
+    elif mode == "backward":
+        told = (
+            "rank 1: failed: BackwardError: backward failed after it had read a tensor of unit 'core_attention' of "
+            f"layer 3, microbatch 2, {HERE}: ArithmeticError: cosmic ray"
+        )
+        assert len(re.findall(told, results[1].output)) == 1, report(results)
+        assert results[1].output.count("Traceback") == 2, "of the error and of its cause"
         assert "stopped because rank 1" in results[0].output
     elif mode == "death":
         assert "stopped because rank 1" in results[0].output

@@ -1,0 +1,92 @@
+"""Which windows were opened and filled, by collective or by phase of the pipeline; and a link on which they last.
+
+Used by the journal tests.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from megatron.overlap.pipeline_windows import PipelineWindows
+from megatron.overlap.window_log import Window
+from megatron.overlap.windows import Windows
+from megatron.pretrain.distributed.emulated_link import EmulatedLink, LinkedProcessGroups
+from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.runtime import Fill, RecomputeQueue
+
+Name = tuple[WindowKind, str]
+LATENCY_US = 2000.0
+"""Longer than what a tiny layer takes to recompute."""
+
+
+@contextlib.contextmanager
+def slow_link() -> Iterator[None]:
+    """Every transfer takes milliseconds, and no processor time."""
+    with LinkedProcessGroups(EmulatedLink(10.0, LATENCY_US)):
+        yield
+
+
+class WindowsByName:
+    """Counts while it is entered.
+
+    Args:
+        at_most: units that one window takes; None: as many as fit.
+    """
+
+    def __init__(self, at_most: int | None) -> None:
+        self.opened: Counter[Name] = Counter()
+        self.filled: Counter[Name] = Counter()
+        """Units that were recomputed."""
+        self._at_most = at_most
+        self._names: dict[int, str] = {}
+        self._phase = ""
+        self._patched = contextlib.ExitStack()
+
+    def launched(self, work: Any, name: str) -> None:
+        """A collective was started."""
+        self._names[id(work)] = name
+
+    def __enter__(self) -> "WindowsByName":
+        finish, fill, wait, measure = Windows.finish, RecomputeQueue.fill, PipelineWindows.finish, Windows.measure
+
+        def counted(stock: Callable[..., Window]) -> Callable[..., Window]:
+            def call(windows: Windows, kind: WindowKind, work: Any, **options: Any) -> Window:
+                # `finish` may call `measure`, which then finds no name any more.
+                name = self._names.pop(id(work), "") or self._phase
+                self._phase = ""
+                window = stock(windows, kind, work, **options)
+                if name:
+                    self.opened[kind, name] += 1
+                    self.filled[kind, name] += window.units
+                return window
+
+            return call
+
+        def in_phase(waits: PipelineWindows, pending: Any, **options: Any) -> None:
+            self._phase = options["phase"].name
+            wait(waits, pending, **options)
+            self._phase = ""
+
+        def limited(queue: RecomputeQueue, until: Callable[[], bool], *args: Any, **options: Any) -> Fill:
+            begun = Counter[str]()
+
+            def is_over() -> bool:
+                over = begun["units"] == self._at_most or until()
+                begun["units"] += not over
+                return over
+
+            return fill(queue, is_over, *args, **options)
+
+        for owner, name, stock, ours in (
+            (Windows, "finish", finish, counted(finish)),
+            (Windows, "measure", measure, counted(measure)),
+            (PipelineWindows, "finish", wait, in_phase),
+            (RecomputeQueue, "fill", fill, limited),
+        ):
+            setattr(owner, name, ours)
+            self._patched.callback(setattr, owner, name, stock)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._patched.close()
