@@ -4,7 +4,7 @@
 
 For each configuration the model is counted, the memory expression is evaluated without its margin, and the trainer runs
 two iterations (the optimizer's state exists from the second on). Measured is the peak resident memory of each rank
-(VmHWM). The base is the peak of the same layout training a model of a few kilobytes: libraries, code that runs, loader.
+(VmHWM). The base - libraries, code that runs, loader - is that of a profile of a smaller model in the same layout.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from overlap_recompute.cli.memory import memory_tables
 from overlap_recompute.cli.memory_choice import choice_of
 from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.plan_file import MemoryTable
+from overlap_recompute.plan.validation import read_profile
 
 RANK = Path(__file__).with_name("memory_prediction_rank.py")
 MIB = 1 << 20
@@ -36,7 +37,10 @@ COMMON = (
     "--micro-batch-size 4 --train-iters 2 --lr 1e-4 --distributed-backend gloo --attention-dropout 0 "
     "--hidden-dropout 0 --mock-data --num-workers 0 --eval-iters 0"
 )
-TINY = "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 --vocab-size 64"
+SMALL = "--num-layers 2 --hidden-size 256 --num-attention-heads 4 --seq-length 256 --vocab-size 1000"
+PROFILED = (
+    "--overlap-recompute-profile {} --overlap-recompute-profile-warmup 1 --overlap-recompute-profile-iterations 2"
+)
 GPT = "--num-layers 8 --hidden-size 512 --num-attention-heads 8 --seq-length 512 --vocab-size 8000"
 LLAMA = (
     "--num-layers 8 --hidden-size 512 --num-attention-heads 8 --seq-length 512 --vocab-size 8000 "
@@ -144,17 +148,21 @@ class Bench:
         plain = replace(case, policy="")
         place = (case.ranks, case.model, case.layout)
         if place not in self.bases:
-            self.bases[place] = max(measured_bytes(flags_of(plain, tiny_of(case)), case.ranks, self.allocator))
+            self.bases[place] = base_bytes(plain, self.allocator)
             self.models[place] = count_model(flags_of(plain, case.model), device="cpu", world_size=case.ranks)
         counted, words = self.models[place], flags_of(case, case.model)
         choice = choice_of(counted, words, None)
         return memory_tables(counted, choice, base_bytes=self.bases[place], margin_fraction=0.0)
 
 
-def tiny_of(case: Case) -> str:
-    """The same kind of model, a few kilobytes large."""
-    llama = case.model.partition("--normalization")[1:]
-    return f"{TINY} {''.join(llama)}".replace("--num-query-groups 4", "--num-query-groups 2")
+def base_bytes(case: Case, allocator: Mapping[str, str]) -> int:
+    """What a profile of a smaller model of the same kind and layout says."""
+    llama = "".join(case.model.partition("--normalization")[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "profile.json")
+        flags = flags_of(case, f"{SMALL} {llama}") + f"{PROFILED.format(file)} --train-iters 4".split()
+        measured_bytes(flags, case.ranks, allocator)
+        return read_profile(file).base_bytes
 
 
 def page(rows: Sequence[str]) -> str:

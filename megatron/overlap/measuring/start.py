@@ -22,6 +22,7 @@ from megatron.overlap.measuring.drift import Drift
 from megatron.overlap.measuring.finish import record_of
 from megatron.overlap.measuring.gather import gather_records
 from megatron.overlap.measuring.links import measure_links, tasks_of_run
+from megatron.overlap.measuring.memory import base_of
 from megatron.overlap.measuring.session import MeasuringSession
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.profile_facts import ProfileFacts
@@ -59,6 +60,8 @@ class MeasuringPlan:
     """What the profile holds besides; asked once."""
     base_bytes: int
     """Memory before the model existed."""
+    settled_bytes: Callable[[], int]
+    """Memory that is taken now, without what an allocator holds for later."""
     follow: Callable[[Profile], AbstractContextManager[Any]]
     """Called on every rank with the same measurements: opens what takes over (`Next`), or None for plain training."""
     uses_waits: bool
@@ -184,10 +187,17 @@ class MeasuredStart:
         tasks = tasks_of_run(facts.payload_bytes, facts.boundary_bytes)
         links = measure_links(tasks, session.marks.clock, self._device)
         record = None
+        base_bytes = base_of(
+            self._device,
+            self._chunks,
+            facts.static,
+            before_bytes=self._plan.base_bytes,
+            now_bytes=self._plan.settled_bytes(),
+        )
         if parallel_state.get_tensor_model_parallel_rank() == 0:
             record = record_of(
                 session, self._chunks, stage=self._stage, stages=self._stages, links=links,
-                base_bytes=self._plan.base_bytes, device=self._device,
+                base_bytes=base_bytes, device=self._device,
             )  # fmt: skip
         return assemble(gather_records(record, self._device), facts)
 

@@ -1,5 +1,6 @@
 """Memory of this process on the device that it trains on: its peak, and what is taken now."""
 
+import ctypes
 import re
 import resource
 import sys
@@ -41,6 +42,14 @@ def used_bytes(device: torch.device) -> int:
     status = Path("/proc/self/status")
     match = re.search(r"^VmRSS:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
     return int(match[1]) * 1024 if match is not None else 0
+
+
+def settled_bytes(device: torch.device) -> int:
+    """`used_bytes` after malloc has given back what it holds without need, which glibc does when it is told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if device.type == "cpu" else None
+    if trim is not None:
+        trim(0)
+    return used_bytes(device)
 
 
 _PEAKS: Mapping[str, Callable[[], int]] = {

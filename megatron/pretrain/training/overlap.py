@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.checks.overlap import POLICY, WINDOWS, profile_iterations
+from megatron.pretrain.logs.memory import settled_bytes
 from megatron.pretrain.training.auto_plan import AutoPlanner
 from megatron.pretrain.training.planned import settings_of_plan
 from overlap_recompute.plan.codec import write_record
@@ -164,6 +166,7 @@ def open_recompute(
         iterations=measured,
         facts=facts,
         base_bytes=base_bytes,
+        settled_bytes=partial(settled_bytes, device),
         follow=follow,
         uses_waits=options.overlap_recompute,
         length=iterations,
