@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.parser import one_of
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
+from overlap_recompute.cli.room import shortage_text
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, hardware_of, profile_of
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.profile import Layout, Profile
@@ -26,7 +27,10 @@ EPILOG = """examples:
   overlap-recompute compare --model gpt-13b --hardware a100-80gb-pcie --tensor-parallel 4 --pipeline-parallel 2
   overlap-recompute compare profile.json --memory-gib 4 --arms none,stock-full,full,heu,mix,opt --json
 """
-ALL_ARMS = (*ARMS, "opt", *(f"{name}{PARTITIONED}" for name in ("heu", "opt")))
+ALL_ARMS = (*ARMS, "opt", *(f"{name}{PARTITIONED}" for name in ("heu", "opt", "adapipe")))
+LEAST_GAIN = 0.005
+"""Below it a difference is none: a simulation tells no smaller one."""
+OURS = ("heu", "mix", "opt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,16 +123,33 @@ def _report(profile: Profile, arms: tuple[ArmResult, ...], budget_bytes: int, ha
         f"times: {origin.source}, {origin.hardware}{f' ({origin.note})' if origin.note else ''}",
         f"budget: {in_mib(budget_bytes)} a rank; every figure is simulated",
         "",
-        table(header, cells) if cells else "no arm fits",
+        table(header, cells) if cells else f"no arm fits: {shortage_text(profile, budget_bytes)}",
         "",
     ]
+    if fitting:
+        lines += [*_verdict(fitting), "hidden, exposed: recompute inside and outside of waits, mean of the stages"]
     lines += [f"{row['arm']} does not fit: {row['reason']}" for row in rows if not row["fits"]]
-    if hardware is not None:
+    if hardware is not None and fitting:
         lines.append(
-            f"kWh, USD: of a billion tokens, all devices, at {hardware.power_w:g} W and "
-            f"{hardware.usd_per_gpu_hour:g} USD an hour (docs/hardware.md); hosts and cooling are not in it"
+            f"kWh, USD: of a billion tokens, all devices, at a stated {hardware.power_w:g} W and "
+            f"{hardware.usd_per_gpu_hour:g} USD an hour (docs/hardware.md), not measured; without hosts and cooling"
         )
     return "\n".join([*lines, ""])
+
+
+def _verdict(rows: list[dict[str, Any]]) -> list[str]:
+    """The fastest of ours against the fastest of the others that recompute, in a sentence; nothing without one side."""
+    ours = [row for row in rows if row["arm"].removesuffix(PARTITIONED) in OURS]
+    others = [row for row in rows if row not in ours and row["arm"] != "none"]
+    if not ours or not others:
+        return []
+    best, other = (min(side, key=lambda row: float(row["iteration_us"])) for side in (ours, others))
+    gain = other["iteration_us"] / best["iteration_us"] - 1
+    if gain < LEAST_GAIN:
+        recomputed = best["hidden_us"] + best["exposed_us"]
+        why = "hides too little to be faster" if recomputed else "recomputes nothing: memory is not short"
+        return [f"no gain: {best['arm']}, the best of ours, is {gain:+.1%} of {other['arm']}; it {why}", ""]
+    return [f"{best['arm']} is {gain:.1%} faster than {other['arm']}, the best of the others that recompute", ""]
 
 
 def _cells(row: dict[str, Any], base_us: float | None, priced: bool) -> list[str]:

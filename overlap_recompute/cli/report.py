@@ -10,6 +10,7 @@ from typing import TextIO
 
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.compare import arms_of, as_data, progress_line
+from overlap_recompute.cli.room import shortage_text
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.files import write_text_file
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     results = run_arms(profile, names, budget_bytes, progress=progress_line(out))
     fitting = [arm for arm in results if arm.plan is not None and arm.result is not None]
     if not fitting:
-        raise FileError(f"no arm that fits ({results[0].reason})", "at least one", "allow more memory")
+        short = shortage_text(profile, budget_bytes)
+        raise FileError(f"no arm that fits: {short}", "at least one", "use more ranks, or more memory")
     ours = [arm for arm in fitting if arm.name.partition("+")[0] in OURS] or fitting
     fastest = min(ours, key=lambda arm: arm.result.iteration_us if arm.result is not None else 0.0)
     drawn = options.draw or fastest.name

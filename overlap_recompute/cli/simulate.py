@@ -139,7 +139,10 @@ def _report(profile: Profile, plan: Plan, result: SimulationResult) -> str:
         ]
         for stage in result.stages
     ]
-    note = "hidden, exposed: recompute inside and outside of waits; bubble: the part of the waits for other stages"
+    note = (
+        "hidden, exposed: recompute inside and outside of waits; bubble: the part of the waits for other stages\n"
+        "layers: by stage, E embedding, t a layer, L head and loss; every figure is simulated"
+    )
     return "\n".join([*lines, "", table(header, rows), "", note, ""])
 
 

@@ -4,39 +4,38 @@ import argparse
 from pathlib import Path
 
 from overlap_recompute.cli.parser import whole_number
+from overlap_recompute.cli.room import BYTES_PER_GIB, needed_bytes
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import read_profile
-from overlap_recompute.planner import make_plan
 from overlap_recompute.simulator.analytic_options import profile_from_options
 from overlap_recompute.simulator.hardware import Hardware
 from overlap_recompute.simulator.hardware_file import hardware_from
 
-BYTES_PER_GIB = 1 << 30
-_ENDLESS_BYTES = 1 << 60
 DEVICE_SHARE = 0.94
 """Of a device's memory that a plan uses when nobody says otherwise: the rest is for what the model does not count."""
 SIZES = {
-    "--tensor-parallel": "ranks that share a layer",
-    "--pipeline-parallel": "stages",
-    "--data-parallel": "copies of the model",
-    "--expert-parallel": "ranks that share the experts of a mixture",
-    "--chunks": "model chunks of a stage (virtual pipeline)",
-    "--micro-batch": "sequences of a microbatch",
+    "--tensor-parallel": "ranks that share a layer (1)",
+    "--pipeline-parallel": "stages (1)",
+    "--data-parallel": "copies of the model (1)",
+    "--expert-parallel": "ranks that share the experts of a mixture (1)",
+    "--chunks": "model chunks of a stage, virtual pipeline (1)",
+    "--micro-batch": "sequences of a microbatch (1)",
     "--sequence": "tokens of a sequence (the preset's)",
-    "--microbatches": "of an iteration, for each data-parallel rank",
+    "--microbatches": "of an iteration and data-parallel rank (4 a stage, 8 without a pipeline); of a profile too",
 }
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that name a profile."""
     parser.add_argument("profile", type=Path, nargs="?", help="a profile file; or give --model and --hardware")
-    parser.add_argument("--model", metavar="NAME", help="a model preset such as gpt-13b (docs/presets.md)")
-    parser.add_argument("--hardware", metavar="NAME", help="such as a100-80gb-pcie/100gbit-node, or a .yaml file")
+    group = parser.add_argument_group("a model on hardware, in place of a profile file (costs are then computed)")
+    group.add_argument("--model", metavar="NAME", help="a model preset such as gpt-13b (docs/presets.md)")
+    group.add_argument("--hardware", metavar="NAME", help="such as a100-80gb-pcie/100gbit-node, or a .yaml file")
     for flag, text in SIZES.items():
-        parser.add_argument(flag, metavar="N", help=text)
-    parser.add_argument("--sequence-parallel", action="store_true", help="as Megatron's flag of this name")
-    parser.add_argument("--attention", default="flash", help="flash (default) or unfused")
+        group.add_argument(flag, metavar="N", help=text)
+    group.add_argument("--sequence-parallel", action="store_true", help="as Megatron's flag of this name")
+    group.add_argument("--attention", metavar="NAME", default="flash", help="flash (default) or unfused")
 
 
 def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
@@ -76,11 +75,12 @@ def hardware_of(options: argparse.Namespace) -> Hardware | None:
 
 def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that say how much memory a rank may use."""
-    parser.add_argument(
-        "--memory-gib", metavar="X", help="memory of one rank (most of the device's, where it is known)"
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--memory-gib", metavar="X", help=f"of one rank ({DEVICE_SHARE * 100:.0f} %% of the device, where it is known)"
     )
-    parser.add_argument(
-        "--memory-share", metavar="X", help="instead: this share of the way from full recompute's memory to none's"
+    group.add_argument(
+        "--memory-share", metavar="X", help="instead: 0 is what full recompute needs, 1 what no recompute needs"
     )
 
 
@@ -109,10 +109,7 @@ def _shared_bytes(text: str, profile: Profile) -> int:
         share = -1.0
     if not 0 <= share <= 1:
         raise ConfigError(f"--memory-share {text}", "a number from 0 (full recompute) to 1 (none)", "correct it")
-    none_bytes, full_bytes = (
-        max(stage.predicted.memory.total_bytes for stage in make_plan(profile, name, _ENDLESS_BYTES).stages)
-        for name in ("none", "full")
-    )
+    none_bytes, full_bytes = needed_bytes(profile, "none"), needed_bytes(profile, "full")
     return int(full_bytes + (none_bytes - full_bytes) * share)
 
 

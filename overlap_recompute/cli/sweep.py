@@ -10,29 +10,34 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from overlap_recompute.cli import sweep_sensitivity
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.compare import arms_of, as_data
-from overlap_recompute.cli.parser import one_of, whole_number
+from overlap_recompute.cli.parser import whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
-from overlap_recompute.cli.sources import DEVICE_SHARE, gib_in_bytes
+from overlap_recompute.cli.room import least_bytes, shortage_text
+from overlap_recompute.cli.sources import DEVICE_SHARE
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.files import write_text_file
-from overlap_recompute.plan.validation import read_profile
 from overlap_recompute.planner.comparison import ARMS
-from overlap_recompute.planner.sweeps import Grid, Point, count, sensitivity, sweep
+from overlap_recompute.planner.sweeps import Grid, Point, count, sweep
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 DESCRIPTION = """\
 Simulate every combination of models, hardware, parallel sizes and micro-batches with every arm, and show the best of
 each arm: memory that an arm frees may buy a larger micro-batch, or a smaller parallel size.
-With --sensitivity and a profile: where a gain vanishes as links and devices change, and how wrong a profile may be.
+Every GPU that tensor and pipeline parallelism leave is data parallelism. Nothing is measured: all is simulated.
+With --sensitivity: where the gain over recompute on demand vanishes as links and devices change, and how wrong a
+profile may be before the plan made for it loses.
 """
 EPILOG = """examples:
   overlap-recompute sweep --models gpt-7b,gpt-13b --hardware a100-80gb-nvlink,a100-80gb-pcie --gpus 16 \\
       --tensor-parallel 2,4,8 --pipeline-parallel 1,2,4 --micro-batch 1,2,4 --global-batch 128
   overlap-recompute sweep --sensitivity profile.json --memory-gib 4
+  overlap-recompute sweep --sensitivity --models gpt-13b --hardware a100-40gb-pcie --tensor-parallel 4 \\
+      --pipeline-parallel 2 --micro-batch 4 --memory-share 0.1
 """
 LISTS = {
     "--tensor-parallel": ("1,2,4,8", "sizes"),
@@ -52,18 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequence", metavar="N", help="tokens of a sequence (each preset's)")
     parser.add_argument("--arms", metavar="NAME,...", default="none,stock-full,full,selective,checkmate,adapipe,mix",
                         help=f"of {', '.join(ARMS)}")  # fmt: skip
-    parser.add_argument("--sensitivity", metavar="PROFILE", type=Path, help="a profile whose gain is looked at instead")
-    parser.add_argument("--planner", metavar="NAME", default="mix", help="with --sensitivity: ours (mix)")
-    parser.add_argument("--baseline", metavar="NAME", default="full", help="with --sensitivity: the other arm (full)")
-    parser.add_argument("--memory-gib", metavar="X", help="with --sensitivity: memory of one rank")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write every point")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
+    sweep_sensitivity.add_arguments(parser)
 
 
 def run(options: argparse.Namespace, out: TextIO) -> int:
     """Sweep and write the best of each arm, or the table of sensitivity."""
     if options.sensitivity is not None:
-        return _sensitivity(options, out)
+        return sweep_sensitivity.run_sensitivity(options, out)
     for flag in ("models", "hardware"):
         if getattr(options, flag) is None:
             raise ConfigError(f"no --{flag}", "at least one name", f"add --{flag}, or --sensitivity PROFILE")
@@ -79,13 +81,14 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
         arms=arms_of(options.arms),
         memory_share=DEVICE_SHARE,
     )
-    rows = [_as_row(point) for point in _with_progress(sweep(grid), count(grid))]
+    points = list(_with_progress(sweep(grid), count(grid)))
+    rows = [_as_row(point) for point in points]
     if options.csv is not None:
         _write_csv(options.csv, rows)
     if options.json:
         out.write(json.dumps({"schema": "sweep/1", "points": rows}, indent=2) + "\n")
     else:
-        out.write(_report(rows, grid))
+        out.write(_report(rows, points, grid))
         out.write(f"wrote {options.csv}\n" if options.csv is not None else "")
     return 0 if any(row["fits"] for row in rows) else 1
 
@@ -125,7 +128,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         ) from error
 
 
-def _report(rows: list[dict[str, Any]], grid: Grid) -> str:
+def _report(rows: list[dict[str, Any]], points: list[Point], grid: Grid) -> str:
     lines = [
         f"{grid.gpus} GPUs, {grid.global_batch} sequences an iteration; the best layout and micro-batch of each arm"
     ]
@@ -135,7 +138,29 @@ def _report(rows: list[dict[str, Any]], grid: Grid) -> str:
             # Rising, so that the fastest row of an arm is the one that stays.
             best = {row["arm"]: row for row in sorted(here, key=lambda row: row["tokens_per_s"])}
             lines += ["", f"{model} on {hardware}:", _best_table(best, grid.arms)]
-    return "\n".join([*lines, "", "every figure is simulated", ""])
+            if not best:
+                tried = [point for point in points if (point.model, point.hardware) == (model, hardware)]
+                lines.append(_nearest(tried, grid))
+    notes = (
+        "every figure is simulated; peak: of the fullest rank; USD: of a billion tokens, all devices (docs/hardware.md)"
+    )
+    return "\n".join([*lines, "", notes, ""])
+
+
+def _nearest(points: list[Point], grid: Grid) -> str:
+    """Where nothing fits: the configuration that comes closest, and what it lacks."""
+    if not points:
+        return "no layout of these sizes is one of this model: its heads and layers cannot be shared so"
+    first = {_sizes(point): point for point in reversed(points) if point.arm.name == grid.arms[0]}
+    closest = min(first.values(), key=lambda point: least_bytes(point.arm.profile))
+    budget_bytes = int(hardware_from(closest.hardware).memory_bytes * grid.memory_share)
+    text = shortage_text(closest.arm.profile, budget_bytes)
+    return f"nothing fits; closest is {_sizes(closest)}: {text}; use more --gpus, and larger parallel sizes"
+
+
+def _sizes(point: Point) -> str:
+    sizes = f"{point.tensor_parallel} x {point.pipeline_parallel} x {point.data_parallel}"
+    return f"{sizes} with micro-batch {point.micro_batch}"
 
 
 def _best_table(best: dict[str, dict[str, Any]], arms: tuple[str, ...]) -> str:
@@ -151,25 +176,6 @@ def _best_table(best: dict[str, dict[str, Any]], arms: tuple[str, ...]) -> str:
         money = f"{row['usd_per_billion_tokens']:,.0f}"
         cells.append([name, sizes, str(row["micro_batch"]), *figures, in_mib(row["peak_bytes"]), money])
     return table(header, cells)
-
-
-def _sensitivity(options: argparse.Namespace, out: TextIO) -> int:
-    if options.memory_gib is None:
-        raise ConfigError("--sensitivity without --memory-gib", "the memory of one rank in GiB", "add --memory-gib X")
-    planner, baseline = one_of("--planner", options.planner, ARMS), one_of("--baseline", options.baseline, ARMS)
-    profile = read_profile(options.sensitivity)
-    budget_bytes = gib_in_bytes("--memory-gib", options.memory_gib)
-    found = list(sensitivity(profile, planner, baseline, budget_bytes))
-    if options.json:
-        out.write(
-            json.dumps({"schema": "sensitivity/1", "points": list(map(dataclasses.asdict, found))}, indent=2) + "\n"
-        )
-        return 0
-    header = ["", "factor", "gain", "gain of the plan for factor 1"]
-    rows = [[each.what, f"{each.factor:g}", f"{each.gain:.3f}", f"{each.stale_gain:.3f}"] for each in found]
-    title = f"throughput with {planner} over that with {baseline} (simulated), by how the hardware differs"
-    out.write("\n".join([title, "", table(header, rows), ""]))
-    return 0
 
 
 COMMAND = Command(description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run)

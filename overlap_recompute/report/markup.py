@@ -17,15 +17,23 @@ def text(words: object) -> str:
     return escape(str(words))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """A table in a box that scrolls sideways; the first column names the row, the others are figures."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, words: bool = False) -> str:
+    """A table in a box that scrolls sideways under its caption; the first column, which names the row, stays.
+
+    Args:
+        header: of the columns.
+        rows: cells.
+        caption: above it.
+        words: the other columns are words, which wrap, and not figures.
+    """
     head = element("tr", *[element("th", text(cell), scope="col") for cell in header])
     body = [
         element("tr", element("th", text(row[0]), scope="row"), *[element("td", text(cell)) for cell in row[1:]])
         for row in rows
     ]
-    inner = element("caption", text(caption)) + element("thead", head) + element("tbody", *body)
-    return element("div", element("table", inner), class_="scroll", tabindex=0, role="region", aria_label=caption)
+    inner = element("table", element("thead", head), element("tbody", *body), class_="words" if words else "figures")
+    above = element("p", text(caption), class_="caption")
+    return above + element("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
 def rectangle(x: float, y: float, width: float, height: float, css: str, tooltip: str = "") -> str:

@@ -7,13 +7,16 @@ from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import layout_text
 from overlap_recompute.report import pictures
+from overlap_recompute.report.axes import shown
 from overlap_recompute.report.decisions import decision_rows, memory_rows
 from overlap_recompute.report.markup import element, table, text
+from overlap_recompute.report.passes import blocks_of, worth_a_look
 from overlap_recompute.report.style import CSS
 from overlap_recompute.simulator.timeline import SimulationResult
 
 _GIB = 1 << 30
-_FULL = "full"
+_BASES = ("stock-full", "full")
+"""Arms that the others are compared with; the first that is there."""
 LIMITS = (
     "Every figure on this page comes from a simulation of the schedule's action lists with the costs of the profile; "
     "nothing here was measured while it was made.",
@@ -78,7 +81,8 @@ def _head(report: Report, arm: Arm) -> list[str]:
     batch = layout.microbatches * layout.micro_batch * layout.data_parallel
     facts = (
         f"{profile.model}; {profile.origin.hardware}; tensor {layout.tensor_parallel} x pipeline "
-        f"{layout.pipeline_parallel} x data {layout.data_parallel}, {layout.chunks} model chunk(s) a stage; "
+        f"{layout.pipeline_parallel} x data {layout.data_parallel}"
+        f"{f', {layout.chunks} model chunks a stage' if layout.chunks > 1 else ''}; "
         f"{batch} sequences of {layout.sequence} tokens an iteration, {layout.micro_batch} a microbatch"
     )
     origin = profile.origin
@@ -86,8 +90,8 @@ def _head(report: Report, arm: Arm) -> list[str]:
     recompute_us = sum(stage.recompute_us for stage in result.stages)
     hidden = sum(stage.hidden_us for stage in result.stages) / recompute_us if recompute_us else None
     tiles = [
-        (f"{result.iteration_us / 1000:,.4g} ms", f"iteration with {arm.name}"),
-        (f"{result.tokens_per_s:,.4g}", "tokens a second"),
+        (f"{shown(result.iteration_us / 1000)} ms", f"iteration with {arm.name}"),
+        (shown(result.tokens_per_s), "tokens a second"),
         *([(f"{result.mfu:.1%}", "model FLOP utilization")] if result.mfu else []),
         ("none" if hidden is None else f"{hidden:.1%}", "of the recompute is hidden"),
         (f"{result.bubble_fraction:.1%}", "of the time stages wait for stages"),
@@ -107,8 +111,18 @@ def _head(report: Report, arm: Arm) -> list[str]:
 
 
 def _comparison(report: Report) -> list[str]:
-    full = next((arm for arm in report.arms if arm.name == _FULL), None)
-    header = ["arm", "iteration", "tokens/s", "x full", "bubble", "hidden", "exposed", "peak"]
+    named = {arm.name: arm for arm in report.arms}
+    base = next((named[name] for name in _BASES if name in named), None)
+    header = [
+        "arm",
+        "iteration",
+        "tokens/s",
+        "" if base is None else f"x {base.name}",
+        "bubble",
+        "hidden",
+        "exposed",
+        "peak",
+    ]
     rows = []
     for arm in sorted(report.arms, key=lambda arm: arm.result.iteration_us):
         result = arm.result
@@ -119,7 +133,7 @@ def _comparison(report: Report) -> list[str]:
                 arm.name,
                 f"{result.iteration_us / 1000:,.2f} ms",
                 f"{result.tokens_per_s:,.0f}",
-                "" if full is None else f"{full.result.iteration_us / result.iteration_us:.3f}",
+                "" if base is None else f"{base.result.iteration_us / result.iteration_us:.3f}",
                 f"{result.bubble_fraction:.1%}",
                 f"{hidden_us / 1000:,.2f} ms",
                 f"{exposed_us / 1000:,.2f} ms",
@@ -141,18 +155,26 @@ def _comparison(report: Report) -> list[str]:
 
 
 def _timeline(arm: Arm) -> list[str]:
-    until_us = pictures.shown_until_us(arm.result)
-    cut = "" if until_us >= arm.result.iteration_us - arm.result.update_us - 1 else " Only the beginning is drawn."
+    blocks, loose = blocks_of(arm.result.spans)
+    until_us = pictures.drawn_until_us(blocks)
+    cut = "" if until_us >= max((block.end_us for block in blocks), default=0.0) else " Only the beginning is drawn."
     names = (
         ("forward", "forward pass"), ("backward", "backward pass"), ("hidden", "hidden recompute"),
         ("exposed", "exposed recompute"), ("wait", "waiting"), ("tp", "collective"), ("pp", "pipeline transfer"),
     )  # fmt: skip
     legend = [element("span", element("i", class_=css), text(name)) for css, name in names]
-    caption = f"Time in ms. Under each stage its links. Hold the pointer on a bar for its action and times.{cut}"
+    whole = (
+        "Time in ms. A block is one pass with the number of its microbatch; at its foot the recompute in it, hidden "
+        f"and exposed. Hold the pointer on a block for its times.{cut}"
+    )
+    begin_us, end_us = worth_a_look(blocks)
+    close = "Two passes in the middle of it, piece by piece: windows, what fills them, and under each stage its links."
+    overview = pictures.overview(blocks, loose, len(arm.result.stages), until_us)
     return [
         element("h2", text(f"Timeline of {arm.name}")),
         element("div", *legend, class_="legend"),
-        element("figure", pictures.lanes(arm.result, until_us), element("figcaption", text(caption))),
+        element("figure", overview, element("figcaption", text(whole))),
+        element("figure", pictures.lanes(arm.result, begin_us, end_us), element("figcaption", text(close))),
     ]
 
 
@@ -163,7 +185,10 @@ def _memory(report: Report, arm: Arm) -> list[str]:
         element(
             "figure",
             pictures.memory(arm.result, report.budget_bytes),
-            element("figcaption", text("GiB of each stage over the iteration (time in ms).")),
+            element(
+                "figcaption",
+                text("GiB of each stage over the iteration (time in ms), from the lowest up."),
+            ),
         ),
         table(header, rows, "The planner's table, GiB: what the peak is made of."),
     ]
@@ -194,7 +219,7 @@ def _decisions(report: Report, arm: Arm) -> list[str]:
     return [
         element("h2", text("Decisions")),
         element("p", text("Layers: "), element("code", text(layout_text(arm.plan.layout.split)))),
-        table(["layers", "recomputed", "prefetch cap"], rows, f"Made by the planner {arm.plan.planner}."),
+        table(["layers", "recomputed", "prefetch cap"], rows, f"Made by the planner {arm.plan.planner}.", words=True),
     ]
 
 

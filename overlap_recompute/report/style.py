@@ -15,7 +15,7 @@ main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
 p, ul { max-width: 46rem; margin: .5rem 0; } li { margin: .2rem 0; }
-.soft, figcaption, caption { color: var(--soft); }
+.soft, figcaption, .caption { color: var(--soft); }
 .badge { display: inline-block; padding: .1rem .5rem; border: 1px solid var(--exposed); border-radius: .3rem;
   color: var(--exposed); font-size: .85rem; font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
@@ -24,12 +24,19 @@ p, ul { max-width: 46rem; margin: .5rem 0; } li { margin: .2rem 0; }
 .tile span { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .3rem; font-size: .85rem; }
+.caption { font-size: .85rem; margin: 1rem 0 .3rem; } .caption + .scroll { margin-top: 0; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; font-weight: 500; } thead th { color: var(--soft); font-weight: 500; }
+th:first-child { text-align: left; font-weight: 500; position: sticky; left: 0; background: var(--page); }
+.words td, .words th { text-align: left; } .words td { white-space: normal; min-width: 12rem; vertical-align: top; }
+thead th { color: var(--soft); font-weight: 500; }
 figure { margin: 1rem 0; } figcaption { font-size: .85rem; max-width: 46rem; }
 svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg text.soft { fill: var(--soft); }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg text.soft { fill: var(--soft); }
+svg text.inside { fill: var(--page); pointer-events: none; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .3rem .6rem; align-items: center;
+  font-size: .9rem; font-variant-numeric: tabular-nums; }
+.bars .name { text-align: right; } .bars .figure { color: var(--soft); text-align: right; }
+.bars .track i { display: block; height: 1.1rem; border-radius: .15rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .85rem; color: var(--soft); }
 .legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: .15rem; margin-right: .35rem;
   vertical-align: -1px; }
@@ -40,7 +47,7 @@ svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg text.soft {
 .wait { fill: var(--wait); background: var(--wait); }
 .tp { fill: var(--tp); background: var(--tp); }
 .pp { fill: var(--pp); background: var(--pp); }
-.bar { fill: var(--bar); }
+.bar { background: var(--bar); }
 .grid { stroke: var(--line); stroke-width: 1; }
 .budget { stroke: var(--budget); stroke-width: 1.2; stroke-dasharray: 5 4; }
 .curve { fill: none; stroke-width: 1.6; }

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this mac
 PROBE = """<script>
 addEventListener("load", () => { document.title = JSON.stringify({
   overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+  smallest: Math.min(...[...document.querySelectorAll("svg text")].map(e => e.getBoundingClientRect().height)),
   drawn: [...document.querySelectorAll("svg")].every(e => e.getBoundingClientRect().height > 20),
   page: getComputedStyle(document.body).backgroundColor,
   requests: performance.getEntriesByType("resource").length }); });
@@ -56,5 +57,6 @@ def test_it_fits_and_asks_nobody(width: int, dark: bool, tmp_path: pathlib.Path)
     assert found["width"] == width
     assert found["overflow"] == 0  # wide pictures scroll in their own box, the page does not
     assert found["drawn"] is True and found["requests"] == 0
+    assert float(str(found["smallest"])) >= 12  # px of a line of text in a picture: readable, at 400 px too
     assert found["page"] == ("rgb(21, 24, 27)" if dark else "rgb(252, 252, 251)")
     assert shot.startswith(b"\x89PNG") and len(shot) > 30_000

@@ -17,6 +17,7 @@ from overlap_recompute.plan.policy_text import Drop
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime.live_bytes import LiveBytes
 from tools.stage_bench_lib.collectives import EmulatedCollectives
+from tools.stage_bench_lib.energy import Energy, Meter, metered
 from tools.stage_bench_lib.stage import ForwardStep, Stage, StepTimes
 
 NONE, STOCK_FULL, ON_DEMAND, OVERLAPPED = "none", "stock full", "same units, on demand", "overlapped"
@@ -39,6 +40,8 @@ class Samples:
     """Allocated before the step whose peak was taken."""
     digest: str = ""
     """Of the gradients of a step."""
+    energy: Energy = field(default_factory=Energy)
+    """Of the counted steps, where the device counts it."""
 
 
 @contextmanager
@@ -92,9 +95,26 @@ def _stock_full(transformer_config: Any) -> Iterator[None]:
 
 
 def run_turn(
-    name: str, stage: Stage, collectives: EmulatedCollectives, clock: Clock, samples: Samples, *, iterations: int
+    name: str,
+    stage: Stage,
+    collectives: EmulatedCollectives,
+    clock: Clock,
+    samples: Samples,
+    *,
+    iterations: int,
+    meter: Meter | None = None,
 ) -> None:
-    """One turn of an arm: uncounted steps, a step whose peak and gradients are taken, counted ones."""
+    """One turn of an arm: uncounted steps, a step whose peak is taken, one whose gradients are, counted ones.
+
+    Args:
+        name: of the arm.
+        stage: to run.
+        collectives: of its link.
+        clock: of its device.
+        samples: to add to.
+        iterations: counted steps.
+        meter: of the device's energy, if it has one.
+    """
     with arm_of(name, stage) as (forward_step, around, session):
 
         def step() -> StepTimes:
@@ -108,12 +128,28 @@ def run_turn(
         for _ in range(WARM_UP_STEPS):
             step()
         _take_peak(step, stage, samples)
-        samples.digest = stage.gradient_digest()
+        with _reproducible(stage.device):
+            step()
+            samples.digest = stage.gradient_digest()
         if session is not None:
             # The session's own figures are means over ranks, of which there is one here.
             session.figures = _Steps(samples.figures)  # type: ignore[assignment]
-        for _ in range(iterations):
-            samples.times.append(step())
+        with metered(meter, stage.device, iterations, samples.energy):
+            for _ in range(iterations):
+                samples.times.append(step())
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Flash attention's backward pass adds up in any order on a GPU unless told otherwise: two runs of one arm would
+    differ already. Where times are taken it may."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 class _Steps:

@@ -17,6 +17,7 @@ from tools.stage_bench_lib.arms import ARMS, ON_DEMAND, Samples, run_turn
 from tools.stage_bench_lib.collectives import EmulatedCollectives
 from tools.stage_bench_lib.compose import Composed, compose
 from tools.stage_bench_lib.costs import Facts, facts_of, for_split, measure_costs, profile_of, used_memory
+from tools.stage_bench_lib.energy import Meter, open_meter
 from tools.stage_bench_lib.link import Link, open_link, pipeline_rate_of, rate_of
 from tools.stage_bench_lib.options import Options
 from tools.stage_bench_lib.room import (
@@ -53,6 +54,8 @@ class Bench:
     refused: dict[str, str] = field(default_factory=dict)
     """The others: what is short."""
     composed: dict[str, Composed] = field(default_factory=dict)
+    energy_reason: str = ""
+    """Why the energy was not measured."""
 
 
 def run_bench(options: Options, device: torch.device, words: Sequence[str], label: str) -> Bench:
@@ -75,8 +78,13 @@ def run_bench(options: Options, device: torch.device, words: Sequence[str], labe
         link = open_link(options, device)
         stack.callback(link.close)
         collectives = stack.enter_context(EmulatedCollectives(link))
-        bench = Bench(options=options, model=facts.of_profile.model, layers=layers, link=link.describe())
-        run = _Run(options, device, facts, link, collectives, clock_of(device), bench, base_bytes)
+        meter, reason = open_meter(device)
+        if meter is not None:
+            stack.callback(meter.close)
+        bench = Bench(
+            options=options, model=facts.of_profile.model, layers=layers, link=link.describe(), energy_reason=reason
+        )
+        run = _Run(options, device, facts, link, collectives, clock_of(device), bench, base_bytes, meter)
         ends = run.ends()
         run.require_room(profile_of(ends, ends, facts))
         with run.built(layers=layers, stages=stages, stage=options.stage) as stage:
@@ -97,6 +105,7 @@ class _Run:
     clock: Clock
     bench: Bench
     base_bytes: int
+    meter: Meter | None
 
     @contextlib.contextmanager
     def built(self, *, layers: int, stages: int, stage: int) -> Iterator[Stage]:
@@ -169,7 +178,10 @@ class _Run:
             names = list(bench.arms)
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                run_turn(name, stage, self.collectives, self.clock, bench.arms[name], iterations=options.iterations)
+                run_turn(
+                    name, stage, self.collectives, self.clock, bench.arms[name],
+                    iterations=options.iterations, meter=self.meter,
+                )  # fmt: skip
         self._measure_alone(stage, profile)
         if self.device.type == "cuda":
             for samples in bench.arms.values():

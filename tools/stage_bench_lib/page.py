@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tools.stage_bench_lib.energy import SHORT_S
 from tools.stage_bench_lib.record import CONNECTIONS
 
 US_PER_MS = 1e3
@@ -29,6 +30,7 @@ def page(record: dict[str, Any]) -> str:
         label,
         "",
         *_hidden(record),
+        *_energy(record["energy"]),
         "",
         label,
         "",
@@ -86,6 +88,21 @@ def _hidden(record: dict[str, Any]) -> list[str]:
     elif hidden["of"] is not None:
         lines.append(f"No hidden fraction: recompute took no measurable time ({hidden['of']}); measure more steps.")
     return lines
+
+
+def _energy(energy: dict[str, Any]) -> list[str]:
+    """Sentences under the table of the stage."""
+    if not energy["measured"]:
+        return ["", f"Energy was not measured: {energy['reason']}."]
+    shown = [
+        f"{name} {found['joules_per_step']:.1f} J a step ({found['power_w']:.0f} W)"
+        for name, found in energy["arms"].items()
+    ]
+    shortest_s = min((found["metered_s"] for found in energy["arms"].values()), default=0.0)
+    coarse = ""
+    if shortest_s < SHORT_S:
+        coarse = f" Measured over {shortest_s:.2f} s only, in which the counter's steps show: raise --iterations."
+    return ["", f"Energy, by {energy['source']}: {'; '.join(shown)}.{coarse}"]
 
 
 def _alone(alone: dict[str, Any]) -> list[str]:

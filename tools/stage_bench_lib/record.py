@@ -17,6 +17,7 @@ from tools.stage_bench_lib.alone import Alone
 from tools.stage_bench_lib.arms import NONE, ON_DEMAND, OVERLAPPED, Samples, middle_us
 from tools.stage_bench_lib.bench import Bench
 from tools.stage_bench_lib.compose import Composed
+from tools.stage_bench_lib.energy import as_data as energy_data
 from tools.stage_bench_lib.link import Rate, rate_of
 from tools.stage_bench_lib.options import Options
 
@@ -75,6 +76,7 @@ def record_of(bench: Bench, device: torch.device, command: str) -> dict[str, Any
         "arms": {name: {"label": label, **arm_record(samples)} for name, samples in bench.arms.items()},
         "do_not_fit": dict(bench.refused),
         "hidden": {"label": label, **hidden_record(bench.arms, bench.alone)},
+        "energy": {"label": label, **energy_record(bench)},
         "gradients_equal": len({samples.digest for samples in bench.arms.values()}) == 1,
         "alone": alone_record(bench.alone, label) if bench.alone else {"label": label, "reason": bench.alone_reason},
         "composed": {name: {"label": label, **composed_record(found)} for name, found in bench.composed.items()},
@@ -121,6 +123,17 @@ def hidden_record(arms: dict[str, Samples], alone: Alone | None) -> dict[str, An
         of, recompute_us = "recompute alone", alone.recompute_us * microbatches if alone else 0.0
     fraction = hidden_us / recompute_us if recompute_us > 0 else None
     return {"fraction": fraction, "of": of, "recompute_us": recompute_us, "hidden_us": hidden_us}
+
+
+def energy_record(bench: Bench) -> dict[str, Any]:
+    """Whether the device's own counter was read, and of each arm what it said."""
+    measured = not bench.energy_reason
+    return {
+        "measured": measured,
+        "source": "NVML, the GPU's total energy counter" if measured else None,
+        "reason": bench.energy_reason,
+        "arms": {name: energy_data(samples.energy) for name, samples in bench.arms.items()} if measured else {},
+    }
 
 
 def alone_record(alone: Alone, label: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One picture of a run: lines of text with a style each, never wider than asked for."""
 
 import enum
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from overlap_recompute.cli.watching.lines import Sample, Start
 
 LEAST_WIDTH = 40
 _LABEL = 12
+_GAP = "   "
+"""Between the parts of a line."""
 
 
 class Style(enum.Enum):
@@ -74,7 +77,24 @@ def draw(
         texts += [*_window_table(sample, width, charset), *_memory(sample), *_news(glance)]
         lines += [FrameLine(text=text) for text in texts]
     lines += [FrameLine(text=""), *_verdict(glance, alarms)]
-    return tuple(FrameLine(text=clip(printable(line.text), width), style=line.style) for line in lines)
+    return tuple(part for line in lines for part in _fitted(line, width))
+
+
+def _fitted(line: FrameLine, width: int) -> Iterator[FrameLine]:
+    """The line, or as many lines as it takes, broken between its parts or else its words; a word too wide is cut."""
+    text = printable(line.text)
+    if clip(text, width) == text:
+        texts = [text]
+    elif line.style is Style.PLAIN and _GAP in text[_LABEL:]:
+        first, *others = text[_LABEL:].split(_GAP)
+        texts = [text[:_LABEL] + first]
+        for part in others:
+            joined = f"{texts[-1]}{_GAP}{part}"
+            texts[-1:] = [joined] if clip(joined, width) == joined else [texts[-1], " " * _LABEL + part]
+    else:
+        indent = " " * (_LABEL if line.style is Style.PLAIN else len("ALARM "))
+        texts = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    yield from (FrameLine(text=clip(text, width), style=line.style) for text in texts)
 
 
 def _head(name: str, glance: Glance, width: int) -> Iterator[FrameLine]:
@@ -104,7 +124,7 @@ def _facts(starts: Sequence[Start]) -> str:
 
 
 def _row(label: str, *parts: str) -> str:
-    return label.ljust(_LABEL) + "   ".join(part for part in parts if part)
+    return label.ljust(_LABEL) + _GAP.join(part for part in parts if part)
 
 
 def _progress(glance: Glance, sample: Sample, width: int, charset: Charset) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -109,14 +110,56 @@ def test_sweep_takes_the_best_layout_of_each_arm(tmp_path: pathlib.Path, capsys:
     rest = "--micro-batch 4 --global-batch 16 --arms stock-full,heu --csv".split()
     assert main([*words.split(), *rest, f"{tmp_path}/points.csv"]) == 0
     shown = capsys.readouterr().out
-    assert "gpt-1.3b on a100-40gb-pcie" in shown and "every figure is simulated" in shown
+    assert (
+        "gpt-1.3b on a100-40gb-pcie" in shown
+        and "USD: of a billion tokens" in shown
+        and "every figure is simulated" in shown
+    )
     assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 4 * 2
 
 
+def test_a_model_that_fits_nowhere_says_what_is_short(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = "--hardware a100-40gb-nvlink --arms stock-full,full"
+    short = r"a rank needs [\d.]+ GiB, [\d.]+ GiB more than 36\.9 GiB; [\d.]+ GiB of it are weights"
+    assert main(f"sweep --models gpt-23b --gpus 4 --micro-batch 1,2 {named}".split()) == 1
+    assert re.search(
+        rf"closest is 4 x 1 x 1 with micro-batch 1: even with all recomputed {short}", capsys.readouterr().out
+    )
+    assert main(f"compare --model gpt-23b {named}".split()) == 1
+    shown = capsys.readouterr().out
+    assert re.search(f"no arm fits: even with all recomputed {short}", shown) and "kWh" not in shown
+    assert main(f"report --model gpt-23b {named} --output {tmp_path}/page.html".split()) == 2
+    assert re.search(short, capsys.readouterr().err) and not (tmp_path / "page.html").exists()
+
+
+def test_compare_says_what_the_gain_is(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", f"{folder}/profile.json", "--memory-gib"]
+    assert main([*words, BETWEEN, "--arms", "stock-full,adapipe,mix"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"mix is [\d.]+% faster than adapipe", shown)
+    assert main([*words, "100", "--arms", "none,stock-full,adapipe,mix"]) == 0
+    assert "no gain: mix, the best of ours" in (shown := capsys.readouterr().out) and "memory is not short" in shown
+
+
 def test_sensitivity_knows_where_the_gain_vanishes(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", "--sensitivity", f"{folder}/profile.json", "--memory-gib", "100", "--planner", "none", "--json"]
+    words = [
+        "sweep",
+        "--sensitivity",
+        f"{folder}/profile.json",
+        "--memory-gib",
+        "100",
+        "--planner",
+        "none",
+        "--baseline",
+        "full",
+        "--json",
+    ]
     assert main(words) == 0
-    points = json.loads(capsys.readouterr().out)["points"]
+    data = json.loads(capsys.readouterr().out)
+    points = data["points"]
+    assert data["says"][0] == "Where the gain vanishes (below 1 %):" and len(data["says"]) == 8
     assert len(points) == 21 and all(point["gain"] >= 1.0 for point in points)
     compute = [point["gain"] for point in points if point["what"] == "compute"]
     assert compute == sorted(compute, reverse=True)  # recompute weighs less as devices get faster
@@ -142,6 +185,8 @@ def test_report_writes_one_page(folder: pathlib.Path, capsys: pytest.CaptureFixt
         ("compare missing.json --memory-gib many", "missing.json"),
         ("sweep --models gpt-7b", "no --hardware"),
         ("sweep --sensitivity missing.json", "without --memory-gib"),
+        ("sweep --sensitivity --memory-gib 4", "--sensitivity without a profile and no --models"),
+        ("sweep --sensitivity --models gpt-7b --hardware h100-sxm --memory-gib 4", "--tensor-parallel 1,2,4,8"),
         ("sweep --models gpt-7b --hardware h100-sxm --gpus 7 --tensor-parallel 2", "7 GPUs"),
     ],
 )

@@ -16,7 +16,7 @@ from overlap_recompute.cli.watching.drawing import (
     duration_text,
     sparkline,
 )
-from overlap_recompute.cli.watching.frame import FrameLine, Style, draw
+from overlap_recompute.cli.watching.frame import FrameLine, Style, _fitted, draw
 from overlap_recompute.cli.watching.history import Glance
 from overlap_recompute.cli.watching.screen import as_text
 from tests.unit.cli.watch_support import NAME, event_line, glance_of, run_line, sample_line
@@ -84,6 +84,22 @@ def test_only_alarms_are_red() -> None:
     assert sum("ALARM" in line for line in coloured) >= 4
     assert [line.style for line in picture("running") if line.text == "no alarm"] == [Style.GOOD]
     assert "\x1b" not in as_text(picture("broken"), colour=False)
+
+
+def test_what_is_too_wide_goes_on_in_the_next_line() -> None:
+    long = FrameLine(text="recompute   hidden 51.8 ms   exposed 14.4 ms   ####.. 78 % hidden")
+    assert [line.text for line in _fitted(long, 48)] == [
+        "recompute   hidden 51.8 ms   exposed 14.4 ms",
+        "            ####.. 78 % hidden",
+    ]
+    alarm = FrameLine(text="ALARM tp_forward windows 146.8 ms, 139 % above its earlier 61.3 ms", style=Style.BAD)
+    lines = list(_fitted(alarm, 50))
+    assert [line.text for line in lines] == [
+        "ALARM tp_forward windows 146.8 ms, 139 % above its",
+        "      earlier 61.3 ms",
+    ]
+    assert all(line.style is Style.BAD for line in lines)
+    assert [line.text for line in _fitted(FrameLine(text="x" * 60), 50)] == ["x" * 50]
 
 
 def test_sparkline_shows_the_course_in_the_room_there_is() -> None:

@@ -182,7 +182,9 @@ def test_every_part_of_the_record_is_labelled(bench: Bench) -> None:
     assert record["schema"] == SCHEMA and record["gradients_equal"] is True
     assert set(record["taken"]) == {"commit", "date", "device", "CUDA_DEVICE_MAX_CONNECTIONS", "software", "command"}
     assert list(record["arms"]) == list(ARMS) == list(record["composed"])
+    assert record["energy"]["label"] == label and record["energy"]["measured"] is False
     text = page(record)
+    assert "Energy was not measured: no GPU" in text
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 3
     assert text.count(label) == 4 and text.count(record["taken"]["commit"]) == 4
