@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.planner_optimality import transformer_stage
+from benchmarks.planner_optimality import stage_us, transformer_stage
 from overlap_recompute.planner import solve_stage
 from overlap_recompute.planner.solve import Memory, Search
 
@@ -34,10 +34,8 @@ def seconds(planner: str, layers: int, limit_s: float) -> tuple[float, float, fl
     for problem in problems:
         found = solve_stage(problem, planner, memory=memory, search=Search(limit_s=limit_s))
         open_us = found.exposed_us - found.bound_us
-        kinds = [problem.kinds[layer.kind] for layer in problem.layers]
-        work_us = sum(step.duration_us for kind in kinds for step in (*kind.forward, *kind.backward))
         worst = max(worst, open_us / max(found.exposed_us, 1.0))
-        of_stage = max(of_stage, open_us / (work_us + found.exposed_us))
+        of_stage = max(of_stage, open_us / (stage_us(problem) + found.exposed_us))
     return time.process_time() - begin_s, worst, of_stage
 
 

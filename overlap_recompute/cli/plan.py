@@ -135,6 +135,7 @@ def _report(profile: Profile, plan: Plan, baselines: tuple[ArmResult, ...]) -> s
         f"times: {origin.source}, {origin.hardware}{f' ({origin.note})' if origin.note else ''}",
         f"planner {plan.planner}, budget {in_mib(plan.budget_bytes)} a rank, "
         f"{plan.layout.microbatches} microbatches, layers {layout_text(plan.layout.split)}",
+        *([f"{plan.planner}: {plan.note}"] if plan.note else []),
         "",
     ]
     rows = []
@@ -165,7 +166,7 @@ def _window_lines(profile: Profile, plan: Plan, stage: int) -> list[str]:
     """Fill of the stage's windows by kind: forward, pipeline, backward."""
     names = {
         "F": "tensor-parallel waits of forward passes",
-        "P": "waits for the next stage",
+        "P": "waits for other stages",
         "B": "waits of backward passes",
     }
     sums: dict[str, list[float]] = {}

@@ -1,7 +1,8 @@
 """A plan: what each stage keeps, drops and recomputes where. Made by a planner, carried out by the runtime, in a file.
 
 Window names: `B7.1` is the window at position 1 among the steps of kind window in the backward pass of layer 7, `F7.0`
-one of its forward pass, `P` the wait for the gradient from the next stage before a backward pass.
+one of its forward pass, `P` the wait for the gradient from the next stage before a backward pass, `PF` the wait for the
+output of the previous stage before the forward pass of another microbatch that precedes it.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from overlap_recompute.plan.profile import Layout
 
 PLAN_VERSION = 1
 PIPELINE_WINDOW = "P"
+FORWARD_WAIT = "PF"
 
 
 MEMORY_TERMS = (

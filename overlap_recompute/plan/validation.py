@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from overlap_recompute.plan.codec import FileError, read_record
-from overlap_recompute.plan.plan_file import PIPELINE_WINDOW, PLAN_VERSION, Plan, StagePlan
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, PLAN_VERSION, Plan, StagePlan
 from overlap_recompute.plan.profile import COMPUTE, PROFILE_VERSION, LayerKind, Layout, Pass, Profile, UnitCost
 from overlap_recompute.plan.split import layer_count, layers_of
 from overlap_recompute.plan.windows import WindowKind
@@ -172,8 +172,9 @@ def _check_stage(stage: StagePlan, place: Place) -> None:
     for number, fill in enumerate(stage.fills):
         here = place.at(f"fills[{number}]")
         here.require((fill.layer, fill.unit) in dropped, "unit", f"{fill.unit} of layer {fill.layer}", "a dropped unit")
-        is_window = fill.window == PIPELINE_WINDOW or _LAYER_WINDOW.fullmatch(fill.window) is not None
-        here.require(is_window, "window", repr(fill.window), "P, or a window such as B7.1 or F7.0")
+        is_wait = fill.window in (PIPELINE_WINDOW, FORWARD_WAIT)
+        is_window = is_wait or _LAYER_WINDOW.fullmatch(fill.window) is not None
+        here.require(is_window, "window", repr(fill.window), "P, PF, or a window such as B7.1 or F7.0")
 
 
 def _known(used: Iterable[str], names: Collection[str], place: Place, field: str) -> None:

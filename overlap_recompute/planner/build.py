@@ -1,11 +1,11 @@
 """From profile, split and budget to the problem of one stage."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from overlap_recompute.plan.actions import Actions, Kind
 from overlap_recompute.plan.memory import MARGIN_FRACTION, stage_memory
-from overlap_recompute.plan.plan_file import PIPELINE_WINDOW
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW
 from overlap_recompute.plan.profile import COMPUTE, LayerKind, Pass, Profile
 from overlap_recompute.plan.split import Split, layers_of
 from overlap_recompute.plan.windows import WindowKind
@@ -23,6 +23,7 @@ def build_stage_problem(
     budget_bytes: int,
     *,
     pp_wait_us: float = 0.0,
+    before_forward: bool = False,
     window_kinds: Collection[str] = ALL_KINDS,
     row: Actions | None = None,
 ) -> StageProblem:
@@ -34,7 +35,8 @@ def build_stage_problem(
         stage: which one.
         microbatches: of an iteration.
         budget_bytes: memory of the rank, all of it.
-        pp_wait_us: how long the stage waits for the next one's gradient, per microbatch.
+        pp_wait_us: how long the stage waits for another one, per microbatch.
+        before_forward: whether it waits for the previous stage's output, or else for the next one's gradient.
         window_kinds: values of `WindowKind` that may be filled.
         row: the stage's passes in order, if known; else those of 1F1B, interleaved with several chunks.
 
@@ -44,7 +46,9 @@ def build_stage_problem(
     if row is None:
         row = pipeline_schedule(len(split), len(split[0]), microbatches)[stage]
     used = sorted({profile.layers[layer] for indices in layers_of(split)[stage] for layer in indices})
-    windows, layers = _timelines(profile, split, stage, row, used, pp_wait_us, window_kinds)
+    windows, layers = _timelines(
+        profile, split, stage, row, used, _waits(stage, split, row, pp_wait_us, before_forward), window_kinds
+    )
     in_flight = in_flight_microbatches(row).peak_by_chunk
     ends = _ends(profile, len(split), len(split[0]), stage)
     return StageProblem(
@@ -68,7 +72,7 @@ def _timelines(
     stage: int,
     row: Actions,
     used: Sequence[int],
-    pp_wait_us: float,
+    waits: Mapping[tuple[int, str], float],
     window_kinds: Collection[str],
 ) -> tuple[tuple[Window, ...], tuple[StageLayer, ...]]:
     """Windows of all chunks in order, and where their layers' backward passes lie among them."""
@@ -78,10 +82,10 @@ def _timelines(
     layers: list[StageLayer] = []
     for chunk, indices in enumerate(chunks):
         first = len(windows)
+        windows += _pipeline_window(waits, chunk, FORWARD_WAIT, window_kinds)
         for layer in chunks[partner[chunk]] if chunk in partner else ():
             windows += _windows(profile.kind_of(layer).forward, f"F{layer}", window_kinds)
-        if pp_wait_us > 0 and WindowKind.PP_WAIT.value in window_kinds:
-            windows.append(Window(name=PIPELINE_WINDOW, length_us=pp_wait_us / len(chunks)))
+        windows += _pipeline_window(waits, chunk, PIPELINE_WINDOW, window_kinds)
         backward: list[StageLayer] = []
         for layer in reversed(indices):
             kind = profile.kind_of(layer)
@@ -98,6 +102,30 @@ def _timelines(
             windows += _windows(kind.backward, f"B{layer}", window_kinds)
         layers += reversed(backward)
     return tuple(windows), tuple(layers)
+
+
+def _waits(
+    stage: int, split: Split, row: Actions, pp_wait_us: float, before_forward: bool
+) -> dict[tuple[int, str], float]:
+    """Length of the wait of each chunk, by the name of its window.
+
+    Where a chunk's own forward pass is right before its backward pass (the last stage's last chunk), neither wait has
+    anything to replay: before the forward pass there is nothing, and the gradient comes from the stage itself.
+    """
+    chunks = len(split[0])
+    waiting = [chunk for chunk in range(chunks) if (stage, chunk) != (len(split) - 1, chunks - 1)]
+    if before_forward:
+        waiting = [chunk for chunk in waiting if chunk in _forward_partners(row, chunks)]
+    name = FORWARD_WAIT if before_forward else PIPELINE_WINDOW
+    return {(chunk, name): pp_wait_us / chunks for chunk in waiting}
+
+
+def _pipeline_window(
+    waits: Mapping[tuple[int, str], float], chunk: int, name: str, kinds: Collection[str]
+) -> Iterator[Window]:
+    length_us = waits.get((chunk, name), 0.0)
+    if length_us > 0 and WindowKind.PP_WAIT.value in kinds:
+        yield Window(name=name, length_us=length_us)
 
 
 def _forward_partners(row: Actions, chunks: int) -> dict[int, int]:
@@ -157,7 +185,7 @@ def _activation_budget_bytes(
     activations = int(left_bytes / (1 + MARGIN_FRACTION))
     while activations + 1 + int((activations + 1) * MARGIN_FRACTION) <= left_bytes:
         activations += 1
-    while activations > 0 and activations + int(activations * MARGIN_FRACTION) > left_bytes:
+    while activations + int(activations * MARGIN_FRACTION) > left_bytes:
         activations -= 1
     is_first, is_last = stage == 0, stage == len(split) - 1
     ends_bytes = (in_flight[0] * profile.embedding.kept_bytes if is_first else 0) + (

@@ -135,6 +135,15 @@ def feasible(workspace: Workspace, found: Front, price: float) -> Iterator[tuple
             yield float(found.exposed_us[index]), choice
 
 
+def lower_bound_us(workspace: Workspace, states: int = 256) -> float:
+    """About the least exposed time if replays could be split and took no memory ahead of need.
+
+    A bound up to the choices that `states` leave out; with the policies of the workspace only.
+    """
+    found = next(feasible(workspace, stage_front(workspace, states, 0.0), 0.0), None)
+    return 0.0 if found is None else found[0]
+
+
 def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]:
     """Memory, estimated exposed time and all replay time, of (C, layers) choices at once.
 

@@ -8,6 +8,7 @@ seed.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _PARENTS = 6
 _CHANGED, _EXCHANGED = 0.35, 0.15
 """Share of lanes in which policies are changed, and exchanged."""
 _MOST_PASSES = 4
+_OFTEN = 4
 
 
 class Evolution:
@@ -81,6 +83,41 @@ class Evolution:
             mended,
         )
 
+    def parents(self, most: int) -> list[Choice]:
+        """Different choices of the best lanes."""
+        assert self._lanes is not None
+        rows = (tuple(self._lanes.choices[lane].tolist()) for lane in self._order.tolist())
+        return [*islice(dict.fromkeys((self.choice, *rows)), most)]
+
+    def explore(self, found: Sequence[Choice], again: Sequence[Choice], times: int, mended: int) -> None:
+        """Pack other choices, and some of before once more; the best lanes stay.
+
+        Args:
+            found: choices, each with `times` orders of jobs: half of them that of one of the best lanes, half new ones.
+            again: the same.
+            times: how often.
+            mended: choices whose best lane is mended.
+        """
+        lanes, random = self._lanes, self._random
+        assert lanes is not None
+        best = self._order[:_PARENTS]
+        choices = [choice for choice in (*found, *again) for _ in range(times)]
+        fresh = self._fresh(choices, len(choices))
+        heirs = best[random.integers(0, len(best), len(choices))]
+        inherits = np.arange(len(choices)) % 2 == 0
+        noise = random.normal(0.0, 0.1, fresh.keys.shape) * (random.random(fresh.keys.shape) < 0.4)
+        keys = np.where(inherits[:, None, None], lanes.keys[heirs] + noise, fresh.keys)
+        self._run(
+            Lanes(
+                choices=np.concatenate([lanes.choices[best], fresh.choices]),
+                keys=np.concatenate([lanes.keys[best], keys]),
+                least=np.concatenate([lanes.least[best], np.where(inherits, lanes.least[heirs], fresh.least)]),
+                fit=np.concatenate([lanes.fit[best], np.where(inherits, lanes.fit[heirs], fresh.fit)]),
+            ),
+            mended,
+            again,
+        )
+
     def offer(self, choice: Choice, found: StageSolution | None) -> None:
         """A solution; with equal exposed time the one that hides less is better."""
         if found is not None and (self.best is None or _value(found) < _value(self.best)):
@@ -111,7 +148,8 @@ class Evolution:
                 result[lane, [first, second]] = result[lane, [second, first]]
         return result
 
-    def _run(self, lanes: Lanes, mended: int) -> None:
+    def _run(self, lanes: Lanes, mended: int, often: Sequence[Choice] | None = None) -> None:
+        """Pack; mend the best lanes of different exposed time, or of different choices, several of those in `often`."""
         workspace = self._board.workspace
         room = workspace.problem.budget_bytes - memory_of_choices(workspace, lanes.choices)
         packed = pack_lanes(self._board, lanes, np.maximum(room, 0))
@@ -121,16 +159,17 @@ class Evolution:
         totals = np.sum(parts, axis=0)
         # Hidden replays are exposed in warm-up and cool-down: of two equal lanes the one with fewer is better.
         order = np.lexsort((totals, np.round(exposed, 3)))
-        seen: set[float] = set()
-        polished = exposed.copy()
+        seen: dict[object, int] = {}
+        polished, number = exposed.copy(), 0
         for lane in order:
-            key = round(float(exposed[lane]), 3)
-            if len(seen) >= mended or not np.isfinite(exposed[lane]) or self.is_done:
+            if number >= mended or not np.isfinite(exposed[lane]) or self.is_done:
                 break
-            if key in seen:
-                continue
-            seen.add(key)
             choice = tuple(lanes.choices[lane].tolist())
+            key = round(float(exposed[lane]), 3) if often is None else choice
+            most = 1 if often is None or choice not in often else _OFTEN
+            if seen.get(key, 0) >= most:
+                continue
+            seen[key], number = seen.get(key, 0) + 1, number + 1
             fills = mend(workspace, choice, packed.windows[lane], int(room[lane]))
             found = assemble(workspace, choice, fills)
             polished[lane] = found.exposed_us

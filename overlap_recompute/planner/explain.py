@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from overlap_recompute.plan.memory import stage_memory
-from overlap_recompute.plan.plan_file import Plan, StagePlan
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan, StagePlan
 from overlap_recompute.plan.profile import COMPUTE, Profile
+from overlap_recompute.planner.pipeline import predicted_waits
 from overlap_recompute.planner.plan import make_plan
 from overlap_recompute.simulator import pass_times
 
@@ -83,7 +84,7 @@ def stage_facts(profile: Profile, plan: Plan, stage: int) -> StageFacts:
         slack_bytes=plan.budget_bytes - chosen.predicted.memory.total_bytes,
         exposed_us=exposed_us,
         hidden_us=chosen.predicted.recompute_us - exposed_us,
-        windows=tuple(_window_use(profile, chosen)),
+        windows=tuple(_window_use(profile, chosen, predicted_waits(plan)[stage].length_us)),
     )
 
 
@@ -130,7 +131,7 @@ def price_of_memory(profile: Profile, plan: Plan, more_bytes: int = GIB) -> Memo
     )
 
 
-def _window_use(profile: Profile, stage: StagePlan) -> Iterator[tuple[str, float, float]]:
+def _window_use(profile: Profile, stage: StagePlan, wait_us: float) -> Iterator[tuple[str, float, float]]:
     filled: dict[str, float] = {}
     for fill in stage.fills:
         units = {unit.name: unit.forward_us for unit in profile.kind_of(fill.layer).units}
@@ -143,7 +144,7 @@ def _window_use(profile: Profile, stage: StagePlan) -> Iterator[tuple[str, float
                 number += 1
                 yield name, step.duration_us, filled.pop(name, 0.0)
     for name, used_us in filled.items():
-        yield name, 0.0, used_us
+        yield name, wait_us if name in (PIPELINE_WINDOW, FORWARD_WAIT) else 0.0, used_us
 
 
 def _total_bytes(profile: Profile, plan: Plan, stage: StagePlan, dropped: dict[int, frozenset[str]]) -> int:
@@ -167,4 +168,6 @@ def _exposed_us(profile: Profile, plan: Plan, stage: StagePlan, dropped: dict[in
         )
         for entry in stage.layers
     )
-    return pass_times(profile, plan.layout.split, dataclasses.replace(stage, layers=layers, fills=())).exposed_us
+    flipped = dataclasses.replace(stage, layers=layers, fills=())
+    wait_us = predicted_waits(plan)[stage.stage].length_us
+    return pass_times(profile, plan.layout.split, flipped, wait_us=wait_us).exposed_us

@@ -7,17 +7,19 @@ Several kinds in a stage are solved in turn. Small stages are searched with more
 (`overlap_recompute.planner.search`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
 
-from overlap_recompute.planner.choice import evaluate
+from overlap_recompute.planner.choice import evaluate, lower_bound_us
 from overlap_recompute.planner.evolve import Evolution
+from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import Ints
+from overlap_recompute.planner.polish import Pains, polish
 from overlap_recompute.planner.problem import StageSolution
-from overlap_recompute.planner.search import Search, effort_of, smallest
-from overlap_recompute.planner.workspace import Choice, Workspace
+from overlap_recompute.planner.search import Search, effort_of, smallest, units_of
+from overlap_recompute.planner.workspace import Choice, Workspace, price
 
 PRICES = (0.03, 0.3)
 """Of hidden time relative to exposed time."""
@@ -25,16 +27,28 @@ CANDIDATES = 2
 SPREAD_PRICES = (0.0, 0.03, 0.3, 1.0)
 SPREAD = 5
 """Structures for each of these prices that are packed on a larger stage."""
+QUICK = Effort(width=1, sums=6, jobs=4)
+"""First of all; where windows are long it finds that nothing has to be exposed."""
 LANES, MENDED = 40, 3
+POLISHED_UNITS = 30
+"""Units of a stage up to which `polish` comes last."""
+PAINS = Pains(choices=24, times=2, mended=24, pairs=200, generations=5, patience=2, share=0.05)
 _SWEEPS = 2
 _PLACES = 8
 """Most values of n."""
 
 
-def solve_heu(workspace: Workspace) -> StageSolution | None:
-    """The best solution found; None if nothing fits."""
+def solve_heu(workspace: Workspace, exact: Callable[[], Workspace]) -> StageSolution | None:
+    """The best solution found; None if nothing fits.
+
+    Args:
+        workspace: the policies that fast planners look at.
+        exact: all policies that may be part of an optimum, for the last steps on a small stage.
+    """
     found = search_structures(workspace) if effort_of(workspace) else evolve_structures(workspace)
-    return found.best
+    if found.best is None or found.is_done or units_of(workspace) > POLISHED_UNITS:
+        return found.best
+    return polish(exact(), found.best, [], PAINS, lower_bound_us(workspace))
 
 
 def evolve_structures(workspace: Workspace) -> Evolution:
@@ -43,6 +57,9 @@ def evolve_structures(workspace: Workspace) -> Evolution:
     start = smallest_fitting(workspace)
     if start is not None:
         found = structures(workspace, start, SPREAD_PRICES, SPREAD)
+        evolution.offer(found[0], price(workspace, found[0], QUICK, once=True))
+        if evolution.is_done:
+            return evolution
         evolution.start([*dict.fromkeys((*found, start))], LANES, MENDED)
         if not evolution.is_done:
             evolution.step(LANES, MENDED)
@@ -83,8 +100,8 @@ def structures(workspace: Workspace, start: Choice, prices: tuple[float, ...], m
             fits = needed <= workspace.problem.budget_bytes
             choices, needed, exposed, total = choices[fits], needed[fits], exposed[fits], total[fits]
             found: list[Choice] = []
-            for price in prices:
-                order = np.lexsort((needed, exposed + price * total))
+            for value in prices:
+                order = np.lexsort((needed, exposed + value * total))
                 found += _first((tuple(choices[index].tolist()) for index in order), most)
             current = [*dict.fromkeys(found)] or current
     return current

@@ -1,9 +1,11 @@
 """A memory budget that no plan fits into: by how many bytes, on which stage, and what would help."""
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from overlap_recompute.plan.errors import UserError
-from overlap_recompute.plan.memory import static_bytes_of_stage
+from overlap_recompute.plan.memory import MARGIN_FRACTION, static_bytes_of_stage
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import Split
 
@@ -15,18 +17,30 @@ NO_ADVICE = "give the rank more memory, or use more pipeline stages"
 class InfeasibleError(UserError):
     """No plan of a planner fits into a stage's memory."""
 
-    def __init__(self, stage: int, short_bytes: int, planner: str, next_step: str = NO_ADVICE) -> None:
-        """`short_bytes`: what the smallest plan of this planner needs beyond the budget."""
-        self.stage, self.short_bytes, self.planner = stage, short_bytes, planner
+    def __init__(
+        self, stage: int, short_bytes: int, planner: str, next_step: str = NO_ADVICE, *, further_stages: int = 0
+    ) -> None:
+        """Of a pipeline, the stage that is furthest from fitting.
+
+        Args:
+            stage: which one.
+            short_bytes: what the smallest plan of this planner needs beyond the budget.
+            planner: its name.
+            next_step: what would help.
+            further_stages: how many other stages do not fit either; none of them lacks more.
+        """
+        self.stage, self.short_bytes, self.planner, self.further_stages = stage, short_bytes, planner, further_stages
+        others = ("", ", and 1 further stage above it", f", and {further_stages} further stages above it")
         super().__init__(
             f"stage {stage} {in_mib(short_bytes)} MiB ({short_bytes} bytes) above the memory budget with what planner "
-            f"{planner} needs at least",
+            f"{planner} needs at least{others[min(further_stages, 2)]}",
             "a budget that holds weights, optimizer and the activations of all microbatches in flight",
             next_step,
         )
 
-    def __reduce__(self) -> tuple[type, tuple[int, int, str, str]]:  # type: ignore[override]
-        return type(self), (self.stage, self.short_bytes, self.planner, self.next_step)
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = (self.stage, self.short_bytes, self.planner, self.next_step)
+        return partial(type(self), further_stages=self.further_stages), place
 
 
 def in_mib(nbytes: int) -> str:
@@ -37,14 +51,27 @@ def in_mib(nbytes: int) -> str:
 def with_advice(error: InfeasibleError, profile: Profile, split: Split, activation_bytes: int) -> InfeasibleError:
     """The error with what would help this layout, with numbers where they follow from the profile.
 
+    What it lacks is counted in bytes of the rank then, with the allocator's margin on activations.
+
     Args:
-        error: what happened.
+        error: what happened, counted in bytes of activations.
         profile: of the run.
         split: layers of the stages.
         activation_bytes: what the smallest plan keeps and works with on the stage.
     """
     advice = "; or ".join([*_advice(error, profile, split, activation_bytes), NO_ADVICE])
-    return InfeasibleError(error.stage, error.short_bytes, error.planner, advice)
+    return InfeasibleError(
+        error.stage,
+        _with_margin(error.short_bytes),
+        error.planner,
+        advice,
+        further_stages=error.further_stages,
+    )
+
+
+def _with_margin(activation_bytes: int) -> int:
+    """What a rank must have more of, so that activations may take so many bytes more."""
+    return activation_bytes + int(activation_bytes * MARGIN_FRACTION) + 1
 
 
 def _advice(error: InfeasibleError, profile: Profile, split: Split, activation_bytes: int) -> Iterator[str]:

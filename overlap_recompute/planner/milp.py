@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from overlap_recompute.planner.policies import Floats
-from overlap_recompute.planner.workspace import Workspace
+from overlap_recompute.planner.workspace import Workspace, effective_deadlines
 
 Row = tuple[dict[int, float], float]
 """Coefficients by column, and the most that their sum may be."""
@@ -116,6 +116,7 @@ def build_program(workspace: Workspace) -> Program:
             *only_replays(workspace, columns),
             *window_length(workspace, columns),
             *precedence(workspace, columns),
+            *due(workspace, columns),
         ],
         equalities=[*one_policy(workspace, columns), *drops(workspace, columns)],
         objective=objective(workspace, columns),
@@ -230,21 +231,31 @@ def window_length(workspace: Workspace, columns: Columns) -> Iterator[Row]:
 
 
 def precedence(workspace: Workspace, columns: Columns) -> Iterator[Row]:
-    """[Precedence] v before u that reads it: in no later window, and before u's deadline even if u is on demand"""
+    """[Precedence] v, which u reads, is in no later window than u"""
     for i, u in columns.dropped:
         layer, table = workspace.problem.layers[i], workspace.table(i)
-        first, deadline = layer.first_window, layer.deadlines[u]
+        first = layer.first_window
         for v in range(len(table.names)):
             if not table.reads[u] >> v & 1 or (i, v) not in columns.dropped:
                 continue
             work = _work(workspace, columns, i, v, 1.0)
-            for w in range(first, deadline):
+            for w in range(first, layer.deadlines[u]):
                 row = {columns.placed[i, u, a]: 1.0 for a in range(first, w + 1)}
                 row |= {columns.placed[i, v, a]: -1.0 for a in range(first, min(w + 1, layer.deadlines[v]))}
                 yield row | work, 1.0
-            late = {columns.placed[i, v, w]: 1.0 for w in range(deadline, layer.deadlines[v])}
-            if late:
-                yield late | _work(workspace, columns, i, u, 1.0), 1.0
+
+
+def due(workspace: Workspace, columns: Columns) -> Iterator[Row]:
+    """[Due] v is in no window that comes too late for a replay that reads it, directly or not, under the policy"""
+    for i, layer in enumerate(workspace.problem.layers):
+        table = workspace.table(i)
+        dues = [effective_deadlines(layer.deadlines, table.reads, work) for work in table.work.tolist()]
+        for v in units_of(workspace, i):
+            uses = [(p, row[v]) for p, row in enumerate(dues) if table.work[p] >> v & 1]
+            for limit in sorted({at for _, at in uses if at < layer.deadlines[v]}):
+                late = {columns.placed[i, v, w]: 1.0 for w in range(max(limit, layer.first_window), layer.deadlines[v])}
+                if late:
+                    yield late | {columns.policy[i, p]: -1.0 for p, at in uses if at > limit}, 0.0
 
 
 def matrix(rows: Iterable[Row], count: int) -> tuple[Any, Floats]:

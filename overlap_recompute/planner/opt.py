@@ -1,10 +1,12 @@
 """`opt`: the optimum of a stage by mixed-integer programming, with a proven bound; needs SciPy.
 
 HiGHS runs in slices, each four times as long as the one before. Each slice looks only for what is better than the best
-solution known, so the first one starts from what `mix` found; between slices progress is reported, and Ctrl-C ends the
-search with the best solution so far.
+solution known, so the first one starts from what `mix` found; between slices progress is reported. Ctrl-C ends the
+search with the best solution so far: at once where HiGHS runs in a process of its own (`SolverProcess`), else when the
+slice is over.
 """
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from overlap_recompute.plan.errors import UserError
+from overlap_recompute.planner.highs import INFEASIBLE, OPTIMAL, OTHER, UNBOUNDED, Call, Solver, solve_here
 from overlap_recompute.planner.milp import Program, Row, build_program, matrix
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.problem import Fill, StageSolution
@@ -23,11 +25,6 @@ GAP = 0.01
 FIRST_SLICE_S = 2.0
 _LONGER = 4
 _EPSILON = 1e-6
-_OPTIMAL, _INFEASIBLE, _UNBOUNDED, _OTHER = 0, 2, 3, 4
-
-
-class SolverError(UserError):
-    """The solver is missing, or found nothing in time."""
 
 
 class _Slice(NamedTuple):
@@ -43,6 +40,8 @@ def improve(
     limit_s: float,
     gap: float = GAP,
     report: Report | None = None,
+    solver: Solver = solve_here,
+    stop: threading.Event | None = None,
 ) -> StageSolution | None:
     """Search until the gap is proven or time is up; None if there is no solution or none was found.
 
@@ -52,15 +51,19 @@ def improve(
         limit_s: how long to search.
         gap: relative gap that is good enough.
         report: told about progress, from time to time.
+        solver: runs HiGHS.
+        stop: no search when it is set; an interrupt sets it.
 
     Raises:
         SolverError: SciPy is not installed.
+        KeyboardInterrupt: there is no solution yet to end the search with.
     """
     begin_s, slice_s = time.monotonic(), FIRST_SLICE_S
-    program = build_program(workspace)
     bound_us = 0.0 if best is None else best.bound_us
+    stop = stop or threading.Event()
     try:
-        while True:
+        program = build_program(workspace)
+        while not (stop.is_set() and best is not None):
             exposed_us = np.inf if best is None else best.exposed_us
             left_s = limit_s - (time.monotonic() - begin_s)
             if report is not None:
@@ -72,62 +75,59 @@ def improve(
                 )
             if gap_of(exposed_us, bound_us) <= gap or left_s <= 0:
                 break
-            found = _search(workspace, program, exposed_us, gap, min(slice_s, left_s))
+            found = _search(workspace, program, exposed_us, gap, min(slice_s, left_s), solver)
             slice_s *= _LONGER
             if found.solution is not None and found.solution.exposed_us < exposed_us:
                 best = found.solution
             bound_us = max(bound_us, found.bound_us)
-            if found.status == _INFEASIBLE:
-                break
-            if found.status == _OPTIMAL:
+            if found.status in (INFEASIBLE, OPTIMAL):
                 break
     except KeyboardInterrupt:
-        if best is None:
+        if best is None or stop.is_set():
             raise
+        stop.set()
     return None if best is None else replace(best, bound_us=min(bound_us, best.exposed_us))
 
 
-def _search(workspace: Workspace, program: Program, below_us: float, gap: float, limit_s: float) -> _Slice:
+def _search(
+    workspace: Workspace, program: Program, below_us: float, gap: float, limit_s: float, solver: Solver
+) -> _Slice:
     """One run of HiGHS for something better than `below_us`."""
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
-    except ImportError as error:
-        raise SolverError(
-            "no SciPy, which this planner needs",
-            "an installed scipy >= 1.9",
-            "install it (pip install scipy), or use --planner mix",
-        ) from error
     columns = program.columns
     escape = columns.count
     limit_us = below_us - max(_EPSILON, below_us * max(_EPSILON, gap / 4)) if np.isfinite(below_us) else np.inf
     can_escape = np.isfinite(limit_us)
     rows, sides = matrix(_with_escape(program.rows, escape), escape + 1)
     equal_rows, equal_sides = matrix(_with_escape(program.equalities, escape), escape + 1)
-    constraints = [LinearConstraint(rows, -np.inf, sides), LinearConstraint(equal_rows, equal_sides, equal_sides)]
     scale_us = max(1.0, float(np.max(np.abs(program.objective))))
     integral, upper = np.zeros(escape + 1), np.ones(escape + 1)
     for column in (*columns.dropped.values(), *columns.placed.values(), escape):
         integral[column] = 1
     upper[list(columns.overrun.values())] = sum(float(np.sum(workspace.table(i).unit_us)) for i in _layers(workspace))
     upper[escape] = float(can_escape)
-    result = milp(
-        np.append(program.objective, limit_us if can_escape else 0.0) / scale_us,
-        integrality=integral,
-        bounds=Bounds(0, upper),
-        constraints=constraints,
-        options={"time_limit": limit_s, "mip_rel_gap": gap / 2},
+    answer = solver(
+        Call(
+            objective=np.append(program.objective, limit_us if can_escape else 0.0) / scale_us,
+            rows=rows,
+            sides=sides,
+            equal_rows=equal_rows,
+            equal_sides=equal_sides,
+            upper=upper,
+            integral=integral,
+            limit_s=limit_s,
+            gap=gap / 2,
+        )
     )
-    bound = getattr(result, "mip_dual_bound", None)
-    bound_us = float(bound) * scale_us if bound is not None and np.isfinite(bound) else 0.0
+    bound_us = answer.bound * scale_us if answer.bound is not None and np.isfinite(answer.bound) else 0.0
     # Beyond the limit the search proves nothing.
     bound_us = max(0.0, min(bound_us, limit_us))
-    escaped = result.x is not None and result.x[escape] > 0.5
-    solution = None if result.x is None or escaped else _read(workspace, program, result.x)
+    values = answer.values
+    escaped = values is not None and values[escape] > 0.5
+    solution = None if values is None or escaped else _read(workspace, program, values)
     # All variables have bounds: "infeasible or unbounded" can only mean the former.
-    infeasible = result.x is None and result.status in (_INFEASIBLE, _UNBOUNDED, _OTHER)
-    if infeasible:
-        return _Slice(_INFEASIBLE, limit_us if can_escape else 0.0, None)
-    return _Slice(int(result.status), bound_us, solution)
+    if values is None and answer.status in (INFEASIBLE, UNBOUNDED, OTHER):
+        return _Slice(INFEASIBLE, limit_us if can_escape else 0.0, None)
+    return _Slice(answer.status, bound_us, solution)
 
 
 def _with_escape(rows: Iterable[Row], column: int) -> Iterator[Row]:

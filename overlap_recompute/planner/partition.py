@@ -19,7 +19,7 @@ from overlap_recompute.planner.solve import Memory, solve_stage, window_kinds_of
 from overlap_recompute.schedules import pipeline_schedule
 
 CANDIDATES = 4
-"""Splits by the closed form that are simulated."""
+"""Splits by the closed form that are simulated; the even one is as well."""
 MOST_SIMULATIONS, STAGE_SIMULATIONS = 24, 64
 """Of candidates and their neighbours together: so many, and so many divided by the stages: in a longer pipeline a
 simulation takes longer and one layer matters less."""
@@ -94,7 +94,8 @@ def partition(
         # Planning the most even split says which stage is short, and by how much.
         make_plan(profile, planner=planner, budget_bytes=budget_bytes, split=pricer.split_of(pricer.even_counts()))
         raise ConfigError("layers that cannot be split", "a layer for each virtual stage", "choose fewer stages")
-    best = simulator.best(pricer.split_of(each.counts) for each in found)
+    counts = dict.fromkeys((*(each.counts for each in found), pricer.even_counts()))
+    best = simulator.best(pricer.split_of(each) for each in counts)
     best = simulator.improve(best)
     return Partition(split=best, iteration_us=simulator.times_us[best], simulated=len(simulator.times_us))
 
@@ -221,6 +222,7 @@ class _Simulations:
                     split=split,
                     microbatches=self._pricer.microbatches,
                     memory=self._pricer.memory,
+                    by_need=False,
                 ).predicted_iteration_us
             except InfeasibleError:
                 self.times_us[split] = float("inf")

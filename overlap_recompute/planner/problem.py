@@ -17,12 +17,13 @@
     minimize    sum of t[u] that is on demand + sum over w of max(0, replays in w - l[w])         (exposed time)
     subject to  sum over i of n[c(i)] K(D[i]) + prefetched + working set <= M                      [Memory]
                 f[i] <= a[i,u] < d[i,u]                                                            [Window before need]
-                a[i,v] <= a[i,u] and a[i,v] < d[i,u] for dropped u that reads a dropped v          [Precedence]
+                a[i,v] <= a[i,u] for dropped u that reads a dropped v                              [Precedence]
+                a[i,v] < d[i,u] for all v that u's replay reads, also through other dropped units
                 prefetched = max over w of sum of r(u, D[i]) with a[i,u] <= w < d[i,u]             [Prefetch]
 
 "On demand" comes behind all windows of a[i,u] < d[i,u]: a unit in a window reads nothing that is replayed on demand,
-and a unit on demand takes what it reads on demand along. Chunks of a stage (virtual pipeline) have timelines of their
-own, one behind the other, and share the memory.
+and a unit on demand takes what it reads on demand along, and what that reads, so all of it is due when the unit is.
+Chunks of a stage (virtual pipeline) have timelines of their own, one behind the other, and share the memory.
 """
 
 from collections.abc import Sequence

@@ -20,10 +20,13 @@ _LEAST_US = 1e-6
 
 def effort_of(workspace: Workspace) -> Effort | None:
     """How hard to look on a small stage; None on a larger one."""
-    units = sum(
-        int(np.bitwise_or.reduce(workspace.table(i).masks)).bit_count() for i in range(len(workspace.problem.layers))
-    )
-    return EXHAUSTIVE if units <= SMALL else None
+    return EXHAUSTIVE if units_of(workspace) <= SMALL else None
+
+
+def units_of(workspace: Workspace) -> int:
+    """Units in the stage that some policy drops."""
+    layers = range(len(workspace.problem.layers))
+    return sum(int(np.bitwise_or.reduce(workspace.table(layer).masks)).bit_count() for layer in layers)
 
 
 class Search:

@@ -1,7 +1,9 @@
 """One stage problem in, its solution out: the planners by name, and a memory of what was solved already."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import LayerKind
@@ -9,9 +11,10 @@ from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute
 from overlap_recompute.planner.build import ALL_KINDS
 from overlap_recompute.planner.heu import solve_heu
+from overlap_recompute.planner.highs import Solver, SolverError, solve_here
 from overlap_recompute.planner.infeasible import SEARCHING, InfeasibleError
 from overlap_recompute.planner.mix import solve_mix
-from overlap_recompute.planner.opt import GAP, SolverError, improve
+from overlap_recompute.planner.opt import GAP, improve
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies, priced_working
 from overlap_recompute.planner.problem import StageProblem, StageSolution
@@ -38,6 +41,10 @@ class Search:
     """Proven relative gap that is good enough."""
     report: Report | None = None
     """Told about progress, from time to time."""
+    solver: Solver = solve_here
+    """Runs HiGHS: in this process, or in another one that Ctrl-C can end at once."""
+    stop: threading.Event | None = None
+    """Set by the first Ctrl-C, and looked at before each search; None: Ctrl-C ends the search of one stage."""
 
 
 class Memory:
@@ -140,16 +147,25 @@ def solve_common(problems: Sequence[StageProblem], planner: str, memory: Memory)
     Raises:
         InfeasibleError: none does; with the stage that is furthest from it.
     """
-    closest: tuple[int, int] | None = None
+    closest: tuple[int, int, int] | None = None
     for choice in COMMON[planner](problems):
         found = [priced(problem, dropped, memory) for problem, dropped in zip(problems, choice, strict=True)]
         short = [solution.total_bytes - problem.budget_bytes for solution, problem in zip(found, problems, strict=True)]
         if max(short) <= 0:
             return found
-        worst = (max(short), problems[short.index(max(short))].stage)
+        further = sum(nbytes > 0 for nbytes in short) - 1
+        worst = (max(short), further, problems[short.index(max(short))].stage)
         closest = worst if closest is None else min(closest, worst)
     assert closest is not None
-    raise InfeasibleError(closest[1], closest[0], planner)
+    raise InfeasibleError(closest[2], closest[0], planner, further_stages=closest[1])
+
+
+def worst_infeasible(error: InfeasibleError, problems: Sequence[StageProblem], memory: Memory) -> InfeasibleError:
+    """The error for the stage that is furthest from fitting, where one stage after the other is solved."""
+    short = [least_bytes(problem, memory) - problem.budget_bytes for problem in problems]
+    worst = max(range(len(short)), key=short.__getitem__)
+    further = sum(nbytes > 0 for nbytes in short) - 1
+    return InfeasibleError(problems[worst].stage, short[worst], error.planner, further_stages=further)
 
 
 def priced(problem: StageProblem, dropped: Dropped, memory: Memory) -> StageSolution:
@@ -188,43 +204,50 @@ def check_planner(planner: str) -> None:
         raise ConfigError(f"the planner {planner}", f"one of {', '.join(PLANNERS)}", "correct the name")
 
 
-def _fast(problem: StageProblem, memory: Memory) -> Workspace:
+def fast_workspace(problem: StageProblem, memory: Memory) -> Workspace:
+    """With the policies that fast planners look at."""
     return Workspace(problem, [memory.front(problem, number) for number in range(len(problem.kinds))])
 
 
-def _exact(problem: StageProblem, memory: Memory) -> Workspace:
+def exact_workspace(problem: StageProblem, memory: Memory) -> Workspace:
+    """With all policies that may be part of an optimum."""
     return Workspace(problem, [memory.exact(kind) for kind in problem.kinds])
 
 
 def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return solve_heu(_fast(problem, memory))
+    return solve_heu(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
 
 
 def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return solve_mix(_fast(problem, memory))
+    return solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
 
 
 def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    start = solve_mix(_fast(problem, memory))
+    start = solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
-    return improve(_exact(problem, memory), start, limit_s=search.limit_s, gap=search.gap, report=search.report)
+    workspace = exact_workspace(problem, memory)
+    return improve(
+        workspace, start, limit_s=search.limit_s, gap=search.gap, report=search.report, solver=search.solver,
+        stop=search.stop,
+    )  # fmt: skip
 
 
 def _checkmate(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
     blind = without_windows(problem)
-    start = least_recompute(_exact(blind, memory), STATES)
+    start = least_recompute(exact_workspace(blind, memory), STATES)
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
-    return improve(_exact(blind, memory), start, limit_s=min(CHECKMATE_S, search.limit_s), gap=search.gap)
+    limit_s = min(CHECKMATE_S, search.limit_s)
+    return improve(exact_workspace(blind, memory), start, limit_s=limit_s, gap=search.gap, solver=search.solver)
 
 
 def _adapipe(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return least_recompute(_exact(without_windows(problem), memory), STATES)
+    return least_recompute(exact_workspace(without_windows(problem), memory), STATES)
 
 
 def _early(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    found = least_recompute(_exact(without_windows(problem), memory), STATES)
+    found = least_recompute(exact_workspace(without_windows(problem), memory), STATES)
     if found is None:
         return None
     workspace = Workspace(problem, [memory.table(kind) for kind in problem.kinds])

@@ -3,12 +3,13 @@
 It shares no pricing with the planners, so that a fault in one of them shows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from overlap_recompute.plan.memory import layer_working_set_bytes
-from overlap_recompute.plan.plan_file import Plan
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan
 from overlap_recompute.plan.profile import LayerKind, Profile
 from overlap_recompute.planner.build import build_stage_problem
+from overlap_recompute.planner.pipeline import predicted_waits
 from overlap_recompute.planner.problem import ON_DEMAND, Fill, StageProblem, StageSolution
 
 TOLERANCE_US = 1e-6
@@ -37,28 +38,33 @@ def find_faults(problem: StageProblem, solution: StageSolution) -> list[str]:
     return faults
 
 
-def find_plan_faults(profile: Profile, plan: Plan, *, pp_wait_us: Sequence[float] = ()) -> list[str]:
-    """The same for all stages of a plan, against its own budget, exposed times included."""
+def find_plan_faults(profile: Profile, plan: Plan) -> list[str]:
+    """The same for all stages of a plan, against its own budget, exposed times included.
+
+    Waits for other stages are as long as the plan's own times say (`predicted_waits`).
+    """
     faults = []
-    for number, stage in enumerate(plan.stages):
-        wait_us = pp_wait_us[number] if pp_wait_us else max([0.0], default=0.0)
+    for number, (stage, wait) in enumerate(zip(plan.stages, predicted_waits(plan), strict=True)):
+        names = {fill.window for fill in stage.fills}
         problem = build_stage_problem(
             profile,
             plan.layout.split,
             number,
             plan.layout.microbatches,
             plan.budget_bytes,
-            pp_wait_us=wait_us,
+            pp_wait_us=wait.length_us if names & {PIPELINE_WINDOW, FORWARD_WAIT} else 0.0,
+            before_forward=FORWARD_WAIT in names,
             window_kinds=stage.window_kinds,
         )
-        names = {window.name: index for index, window in enumerate(problem.windows)}
         places = {each.layer: index for index, each in enumerate(problem.layers)}
         units = [[unit.name for unit in problem.kinds[each.kind].units] for each in problem.layers]
         fills = []
         for fill in stage.fills:
             place = places[fill.layer]
-            if fill.window in names:
-                fills.append(Fill(layer=place, unit=units[place].index(fill.unit), window=names[fill.window]))
+            first = problem.layers[place].first_window
+            found = [at for at, window in enumerate(problem.windows) if at >= first and window.name == fill.window]
+            if found:
+                fills.append(Fill(layer=place, unit=units[place].index(fill.unit), window=found[0]))
             else:
                 faults.append(f"stage {number}: window {fill.window}, which it has not")
         solution = StageSolution(
@@ -84,6 +90,19 @@ def replayed_units(kind: LayerKind, dropped: frozenset[str]) -> set[str]:
         if unit not in found:
             found.add(unit)
             waiting += [other for other in reads[unit] if other in dropped]
+    return found
+
+
+def _read_by(kind: LayerKind, name: str, replayed: set[str]) -> set[str]:
+    """Replayed units that the replay of `name` reads, directly or through others."""
+    reads = {unit.name: unit.reads for unit in kind.units}
+    found: set[str] = set()
+    waiting = list(reads[name])
+    while waiting:
+        source = waiting.pop()
+        if source in replayed and source not in found:
+            found.add(source)
+            waiting += reads[source]
     return found
 
 
@@ -119,11 +138,11 @@ def _window_faults(
             if window != ON_DEMAND and not layer.first_window <= window < deadline:
                 yield f"layer {index}: {name} in window {window}, outside of {layer.first_window} to {deadline - 1}"
             for source in kind.units[number].reads:
-                if source not in replayed:
-                    continue
                 place = windows.get((index, numbers[source]), ON_DEMAND)
-                if window != ON_DEMAND and not 0 <= place <= window:
+                if source in replayed and window != ON_DEMAND and not 0 <= place <= window:
                     yield f"layer {index}: {name} in window {window} before {source} in {place}, which it reads"
+            for source in sorted(_read_by(kind, name, replayed)):
+                place = windows.get((index, numbers[source]), ON_DEMAND)
                 if place >= deadline:
                     yield f"layer {index}: {source} in window {place}, and {name} reads it before window {deadline}"
 

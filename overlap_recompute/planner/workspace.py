@@ -181,7 +181,7 @@ def reader_order(reads: Sequence[int], work: int) -> list[int]:
     return order
 
 
-def price(workspace: Workspace, choice: Choice, effort: Effort) -> StageSolution | None:
+def price(workspace: Workspace, choice: Choice, effort: Effort, *, once: bool = False) -> StageSolution | None:
     """The best assignment found for a choice of policies; None where it does not fit into memory."""
     room_bytes = workspace.problem.budget_bytes - sum(workspace.memory(choice))
     if room_bytes < 0:
@@ -189,7 +189,7 @@ def price(workspace: Workspace, choice: Choice, effort: Effort) -> StageSolution
     fills: list[Fill] = []
     for chunk in range(len(workspace.problem.chunks)):
         jobs = jobs_of(workspace, choice, chunk)
-        packed = pack_chunk(workspace, jobs, chunk, room_bytes, effort)
+        packed = pack_chunk(workspace, jobs, chunk, room_bytes, effort, once=once)
         for (layer, unit), window in zip(jobs.places, packed.windows, strict=True):
             if window != ON_DEMAND:
                 fills.append(Fill(layer=layer, unit=unit, window=window))
@@ -221,13 +221,15 @@ def assemble(workspace: Workspace, choice: Choice, fills: Sequence[Fill]) -> Sta
     )
 
 
-def pack_chunk(workspace: Workspace, jobs: Jobs, chunk: int, room_bytes: int, effort: Effort) -> Packed:
-    """Several ways to fill windows; the others only where the first leaves something to gain."""
+def pack_chunk(
+    workspace: Workspace, jobs: Jobs, chunk: int, room_bytes: int, effort: Effort, *, once: bool = False
+) -> Packed:
+    """Several ways to fill windows; the others only where the first leaves something to gain, and not with `once`."""
     first, stop = workspace.span(chunk)
     lengths = workspace.lengths
     bound_us = fractional_exposed_us(jobs, lengths, first, stop)
     best = pack(jobs, lengths, first, stop, room_bytes, effort)
-    if best.exposed_us > bound_us + 1e-6:
+    if not once and best.exposed_us > bound_us + 1e-6:
         for thrifty in (False, True):
             other = pack(jobs, lengths, first, stop, room_bytes, effort, eager=True, thrifty=thrifty)
             best = min(best, other, key=lambda packed: packed.exposed_us)

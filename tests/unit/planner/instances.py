@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import random
 
-from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.profile import LayerKind, Profile
 from overlap_recompute.planner.build import build_stage_problem
 from overlap_recompute.planner.problem import ON_DEMAND, StageProblem, memory_of
 from overlap_recompute.planner.verify import replayed_units
@@ -64,7 +64,8 @@ def _assign(problem: StageProblem, dropped: tuple[frozenset[str], ...], room_byt
             if unit.name in replayed:
                 size = sum(r.nbytes for r in kind.storages if r.maker == unit.name and r.is_brought_back(names))
                 sources = [other for other in unit.reads if other in replayed]
-                jobs.append((index, unit, layer.first_window, layer.deadlines[number], size, sources))
+                due = min(layer.deadlines[at] for at in _readers(kind, number, replayed))
+                jobs.append((index, unit, layer.first_window, layer.deadlines[number], size, sources, due))
     lengths = [window.length_us for window in problem.windows]
     loads, held, place = [0.0] * len(lengths), [0] * len(lengths), {}
     total_us = sum(job[1].forward_us for job in jobs)
@@ -76,12 +77,10 @@ def _assign(problem: StageProblem, dropped: tuple[frozenset[str], ...], room_byt
         if at == len(jobs):
             best[0] = total_us - hidden_us
             return
-        index, unit, first, deadline, size, sources = jobs[at]
+        index, unit, first, deadline, size, sources, due = jobs[at]
         before = [place[index, source] for source in sources]
-        if any(window >= deadline for window in before):
-            return
         low = max([first, *before])
-        windows = [] if ON_DEMAND in before else range(low, deadline)
+        windows = [] if ON_DEMAND in before else range(low, due)
         for window in windows:
             if any(held[w] + size > room_bytes for w in range(window, deadline)):
                 continue
@@ -99,3 +98,12 @@ def _assign(problem: StageProblem, dropped: tuple[frozenset[str], ...], room_byt
 
     descend(0, 0.0, total_us)
     return best[0]
+
+
+def _readers(kind: LayerKind, number: int, replayed: set[str]) -> set[int]:
+    """The unit and all replayed ones that read it, directly or through others."""
+    found = {number}
+    for at in range(number + 1, len(kind.units)):  # readers come later in forward order
+        if kind.units[at].name in replayed and any(kind.units[one].name in kind.units[at].reads for one in found):
+            found.add(at)
+    return found

@@ -11,6 +11,7 @@ from overlap_recompute.planner.verify import find_faults
 from tests.unit.planner.instances import brute_force_us, random_problem
 
 EXACT = Search(limit_s=20.0, gap=0.0)
+SHARES = {"mix": 0.01, "heu": 0.05}
 INSTANCES = 300
 """benchmarks/planner_optimality.py has larger stages, where a few lie outside."""
 
@@ -41,7 +42,7 @@ def test_heuristics_come_close_to_the_optimum() -> None:
         problem, memory = random_problem(seed, most_layers=2 if seed % 4 else 3, most_units=3), Memory()
         best = solved(problem, "opt", memory)
         feasible += best is not None
-        for planner, share in (("mix", 0.01), ("heu", 0.05)):
+        for planner, share in SHARES.items():
             found = solved(problem, planner, memory)
             assert (found is None) == (best is None), (planner, seed)
             if found is not None and best is not None:
@@ -51,23 +52,37 @@ def test_heuristics_come_close_to_the_optimum() -> None:
 
 
 def test_on_larger_stages_heuristics_stay_near_what_opt_finds() -> None:
-    """Up to eight layers and eight units, opt with a short limit: not each stage within 1 % and 5 %, all together near.
+    """Up to eight layers and eight units, opt with a short limit.
 
-    Of 57 such stages 9 were outside of 1 % (mix) and 13 outside of 5 % (heu), most of them with little exposed.
+    Relative to the exposed time not every one is within 1 % (mix) and 5 % (heu): docs/planner.md has the count of 300.
+    Relative to the time of the stage all of them are, and so is the sum of all in exposed time within 3 % and 10 %.
     """
     search, total_us = Search(limit_s=0.2, gap=0.01), {"opt": 0.0, "mix": 0.0, "heu": 0.0}
-    for seed in range(5000, 5024):
+    missed = {"mix": 0, "heu": 0}
+    for seed in range(5000, 5030):
         problem, memory = random_problem(seed, most_layers=8, most_units=8), Memory()
         found = {planner: solved(problem, planner, memory, search) for planner in total_us}
         assert len({solution is None for solution in found.values()}) == 1, seed
+        best = found["opt"]
+        if best is None:
+            continue
+        work_us = sum(
+            step.duration_us
+            for kind in (problem.kinds[layer.kind] for layer in problem.layers)
+            for step in (*kind.forward, *kind.backward)
+        )
         for planner, solution in found.items():
-            if solution is not None:
-                best = found["opt"]
-                assert best is not None and solution.exposed_us >= best.bound_us - 1e-3, (planner, seed)
-                total_us[planner] += solution.exposed_us
-    assert total_us["opt"] <= total_us["mix"] + 1e-3 <= total_us["heu"] + 2e-3
-    assert total_us["mix"] <= 1.05 * total_us["opt"]
-    assert total_us["heu"] <= 1.15 * total_us["opt"]
+            assert solution is not None and solution.exposed_us >= best.bound_us - 1e-3, (planner, seed)
+            total_us[planner] += solution.exposed_us
+        for planner, share in SHARES.items():
+            solution = found[planner]
+            assert solution is not None
+            assert solution.exposed_us - best.exposed_us <= share * work_us, (planner, seed)
+            missed[planner] += solution.exposed_us > best.exposed_us * (1 + share) + 1.0
+    assert total_us["opt"] <= total_us["mix"] + 1e-3
+    assert total_us["mix"] <= 1.03 * total_us["opt"]
+    assert total_us["heu"] <= 1.10 * total_us["opt"]
+    assert missed["mix"] <= 6 and missed["heu"] <= 6, missed
 
 
 @pytest.mark.parametrize("seed", range(2000, 2010))
