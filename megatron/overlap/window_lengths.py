@@ -38,16 +38,14 @@ class WindowLengths:
         return kind, number
 
     def expected_ns(self, place: Place) -> float | None:
-        """How long the communication will take, or how long it may take; None where nothing is known.
+        """How long the communication will take; None where nothing is known, and for waits for another stage.
 
-        A collective takes as long as it did: the median is expected. A wait for another stage is the difference of two
-        stages' work and varies with both; to leave it early costs a unit on the critical path, to stay a part of one,
-        which the next wait often gives back. So it is left when the longest of the last ones would have ended.
+        A collective takes as long as it did. A wait for a stage is the difference of two stages' work and varies with
+        both; a unit that outlives it does not cost the stage more than the same unit on demand, and one that was left
+        costs all of it. So these are filled to their end.
         """
         known = self._known.get(place)
-        if not known:
-            return None
-        return max(known) if place[0] is WindowKind.PP_WAIT else statistics.median(known)
+        return statistics.median(known) if known and place[0] is not WindowKind.PP_WAIT else None
 
     def learn(self, place: Place, length_ns: int) -> None:
         """The communication took so long, from the opening of the window."""
