@@ -1,8 +1,9 @@
 """Whether the parts of a measured profile add up to an iteration, and what measuring costs.
 
-For each case two runs of the trainer take turns: one that measures a profile, one that does not. The sum of the
-profile's parts - forward and backward pass of every layer, embedding and head times microbatches, and the update - is
-compared with the median iteration of the run without marks. Ranks have a core each; the link is emulated.
+Each run of the trainer measures a profile in its first iterations and then goes on as many iterations without marks.
+The sum of the profile's parts - forward and backward pass of every layer, embedding and head times microbatches, and
+the update - is compared with the mean iteration without marks of the same process: two processes that do the same
+differ by more than that, among other things by where their memory lies. Ranks have a core each; the link is emulated.
 
     .venv/bin/python benchmarks/profile_closure.py --output benchmarks/profile_closure.md
 """
@@ -38,27 +39,26 @@ CASES = {
     ),
 }
 SKIPPED = 2
-"""First iterations that do not count."""
+"""Iterations that do not count, at the start and where marks are taken away."""
 
 
-def iterations_ms(folder: pathlib.Path, ranks: int, flags: str, iterations: int, profile: pathlib.Path | None) -> list:
-    """Milliseconds of every counted iteration of one run."""
+def iterations_ms(
+    folder: pathlib.Path, ranks: int, flags: str, iterations: int, profile: pathlib.Path
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of the iterations with marks of one run, which writes a profile, and of those without."""
     metrics = folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
     command = [
         sys.executable, str(ROOT / "pretrain_gpt.py"), *COMMON.split(), *flags.split(), "--metrics-file", str(metrics),
-        "--train-iters", str(SKIPPED + iterations),
+        "--train-iters", str(SKIPPED + iterations + SKIPPED + iterations), "--overlap-recompute-profile", str(profile),
+        "--overlap-recompute-profile-warmup", str(SKIPPED), "--overlap-recompute-profile-iterations", str(iterations),
     ]  # fmt: skip
-    if profile is not None:
-        command += [
-            "--overlap-recompute-profile", str(profile), "--overlap-recompute-profile-warmup", str(SKIPPED),
-            "--overlap-recompute-profile-iterations", str(iterations),
-        ]  # fmt: skip
     results = run_ranks(command, ranks, timeout_s=200)
     if any(result.returncode for result in results):
         raise SystemExit("\n".join(result.output[-2000:] for result in results))
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [record["elapsed_ms"] for record in records if record["kind"] == "iteration"][SKIPPED:]
+    times_ms = [record["elapsed_ms"] for record in records if record["kind"] == "iteration"]
+    return times_ms[SKIPPED : SKIPPED + iterations], times_ms[-iterations:]
 
 
 def parts_ms(profile: Profile) -> dict[str, float]:
@@ -90,19 +90,20 @@ def measure(rounds: int, iterations: int) -> list[dict]:
             marked: list[float] = []
             parts: list[dict[str, float]] = []
             for _ in range(rounds):
-                plain += iterations_ms(folder, ranks, flags, iterations, None)
-                marked += iterations_ms(folder, ranks, flags, iterations, folder / "profile.json")
+                found_ms = iterations_ms(folder, ranks, flags, iterations, folder / "profile.json")
+                marked += found_ms[0]
+                plain += found_ms[1]
                 parts.append(parts_ms(read_profile(folder / "profile.json")))
             found = {part: statistics.mean(entry[part] for entry in parts) for part in parts[0]}
             total_ms = sum(found.values())
-            plain_ms = statistics.median(plain)
+            plain_ms = statistics.mean(plain)
             rows.append(
                 {
                     "case": case,
                     **found,
                     "sum": total_ms,
                     "iteration": plain_ms,
-                    "with marks": statistics.median(marked),
+                    "with marks": statistics.mean(marked),
                     "sum / iteration": total_ms / plain_ms,
                 }
             )
@@ -124,7 +125,7 @@ def page(rows: list[dict], options: argparse.Namespace) -> str:
             "",
             *lines,
             "",
-            f"Milliseconds of an iteration; medians of {options.rounds} x {options.iterations} iterations. "
+            f"Milliseconds of an iteration; means of {options.rounds} runs x {options.iterations} iterations. "
             f"{date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}.",
             "",
             f"Command: `benchmarks/profile_closure.py --rounds {options.rounds} --iterations {options.iterations}`",

@@ -1,11 +1,18 @@
 """Simulated against real: runs of the trainer over shaped links, predicted from profiles of other runs.
 
-For each layout one run is profiled, on one rate. Every other run of it is predicted from that profile: other policies,
-other rates (the profile's links scaled), other splits, more microbatches. Then all are run for real, arms of one case
-interleaved, and the medians compared.
+For each layout one run is profiled, at one rate. Every other run of it is predicted from that profile: other policies,
+other rates (the profile's links scaled), other splits, more microbatches. A piece is one start of two ranks; in it
+profiles and arms take turns, so that both see the machine at the same time:
 
-    .venv/bin/python benchmarks/simulated_real.py --write                      # everything, about half an hour
-    .venv/bin/python benchmarks/simulated_real.py --layouts "TP=2" --write     # one layout, the others are kept
+    every arm, profile | profile | arms of case 1 | profile | arms of case 2 | ... | profile
+
+The first turns do not count: in them memory is mapped that then stays. A case is predicted with the mean of the two
+profiles beside it, and its arms are run in another order in every piece. Measured are medians over the iterations of
+all pieces, predicted are means over pieces. `--write` adds a piece to those that are there; `--fresh` drops these
+first.
+
+    .venv/bin/python benchmarks/simulated_real.py --layouts "TP=2" --write --fresh   # about three minutes
+    .venv/bin/python benchmarks/simulated_real.py --layouts "TP=2" --write           # one more piece of it
 
 Needs root and iproute2 (tools/linklab), and a quiet machine.
 """
@@ -15,8 +22,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +31,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.overlap_cpu import BASE, LLAMA, PP2, TP2  # noqa: E402
-from overlap_recompute.plan.profile import Layout, Profile  # noqa: E402
+from benchmarks.simulated_real_page import draw, page, rows_of  # noqa: E402
+from overlap_recompute.plan.profile import COMPUTE, Profile  # noqa: E402
 from overlap_recompute.plan.split import Split, layout_text  # noqa: E402
 from overlap_recompute.plan.validation import read_profile  # noqa: E402
 from overlap_recompute.planner.by_hand import plan_of_policy  # noqa: E402
@@ -36,8 +42,11 @@ from overlap_recompute.simulator.variations import varied  # noqa: E402
 RESULT = ROOT / "benchmarks" / "simulated_real.json"
 PAGE = ROOT / "benchmarks" / "simulated_real.md"
 PLOT = ROOT / "docs" / "images" / "simulated_real.png"
-TARGET_MEDIAN, TARGET_WORST, APART = 0.05, 0.12, 0.03
 OURS = ["--schedule-impl", "overlap"]
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+"""glibc keeps freed memory: else what an operation takes depends on whether its output's pages are mapped anew."""
+PROFILE, WARM_UP, PROFILED_ITERATIONS = "profile", "warm-up", 2
+WARM_UP_MBIT = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Arms that run interleaved on one network."""
+    """Arms that are compared with each other."""
 
     rate_mbit: int
     arms: tuple[Arm, ...]
@@ -107,24 +116,6 @@ LAYOUTS: dict[str, Plan] = {
 }
 
 
-def take_profile(plan: Plan) -> Profile:
-    """Profile a run of the layout."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "profile.json"
-        words = [
-            *("--train-iters", "8", "--overlap-recompute-profile", str(path)),
-            *("--overlap-recompute-profile-warmup", "2", "--overlap-recompute-profile-iterations", "5"),
-        ]
-        flags = [word for word in BASE if word not in ("--train-iters", "1000")]
-        command = [sys.executable, "pretrain_gpt.py", *flags, *plan.flags, *_schedule(plan), *words]
-        in_lab(plan.profile_mbit, command)
-        return read_profile(path)
-
-
-def _schedule(plan: Plan) -> list[str]:
-    return OURS if PP2[0] in plan.flags else []
-
-
 def in_lab(rate_mbit: int, command: list[str], environment: dict[str, str] | None = None) -> None:
     """Run a command as one rank on each of two hosts, with more in its environment."""
     lab = [sys.executable, str(ROOT / "tools/linklab"), "--hosts", "2", "--rate", f"{rate_mbit}mbit", "--pin"]
@@ -135,139 +126,146 @@ def in_lab(rate_mbit: int, command: list[str], environment: dict[str, str] | Non
         raise SystemExit(f"the lab ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
-def run_case(plan: Plan, case: Case, rounds: int, iterations: int) -> dict[str, float]:
-    """Measured seconds per iteration, by arm."""
-    batch = ["--global-batch-size", str(2 * case.microbatches)]
-    given = {}
-    for arm in case.arms:
-        recompute = ["--overlap-recompute", "--overlap-recompute-policy", arm.policy]
-        uneven = [] if arm.split is None else ["--pipeline-model-parallel-layout", layout_text(arm.split)]
-        given[name_of(arm)] = [*batch, *_schedule(plan), *uneven, *recompute]
-    with tempfile.TemporaryDirectory() as folder:
-        output = pathlib.Path(folder) / "result.json"
-        # The base of all arms must have the batch of the arms: they share one data set.
-        text = json.dumps({"base": [*BASE, *plan.flags, *batch], "arms": given})
-        turns = ["--rounds", str(rounds), "--iterations", str(iterations), "--output", str(output)]
-        ranks = [sys.executable, str(ROOT / "benchmarks/overlap_cpu_ranks.py"), "--case", text, *turns]
-        in_lab(case.rate_mbit, ranks)
-        measured = json.loads(output.read_text())
-    return {name: statistics.median(arm["times_s"]) for name, arm in measured.items()}
-
-
 def name_of(arm: Arm) -> str:
     """What a table calls an arm."""
     return arm.policy if arm.split is None else f"{arm.policy}, {layout_text(arm.split)}"
 
 
-def predict(profile: Profile, plan: Plan, case: Case, arm: Arm) -> float:
-    """Seconds per iteration."""
+def _key(case: Case, arm: Arm) -> str:
+    return f"{name_of(arm)} x{case.microbatches}"
+
+
+def flags_of(plan: Plan, case: Case, arm: Arm) -> list[str]:
+    """Flags of an arm on top of the base."""
+    schedule = OURS if PP2[0] in plan.flags else []
+    uneven = [] if arm.split is None else ["--pipeline-model-parallel-layout", layout_text(arm.split)]
+    recompute = ["--overlap-recompute", "--overlap-recompute-policy", arm.policy]
+    return [*schedule, *uneven, *recompute, "--global-batch-size", str(2 * case.microbatches)]
+
+
+def turns_of(plan: Plan, cases: list[int], number: int, iterations: int, folder: pathlib.Path) -> list[dict]:
+    """The turns of a piece: each arm and a profile to warm up, a profile, then the arms of each case and a profile."""
+
+    def profile(place: int) -> dict:
+        return {
+            "kind": PROFILE, "arm": PROFILE, "rate_mbit": plan.profile_mbit, "iterations": PROFILED_ITERATIONS,
+            "path": str(folder / f"profile{place}.json"), "is_used": True,
+        }  # fmt: skip
+
+    every = [_key(plan.cases[index], arm) for index in cases for arm in plan.cases[index].arms]
+    warm_up = {"kind": WARM_UP, "rate_mbit": WARM_UP_MBIT, "iterations": 0}
+    turns = [{**warm_up, "arm": name} for name in dict.fromkeys(every)]
+    turns += [{**profile(0), "is_used": False}, profile(0)]
+    for place, index in enumerate(cases):
+        case = plan.cases[index]
+        start = number % len(case.arms)
+        for arm in (*case.arms[start:], *case.arms[:start]):
+            turn = {"kind": "arm", "arm": _key(case, arm), "rate_mbit": case.rate_mbit, "iterations": iterations}
+            place_of = {"case": index, "place": place, "name": name_of(arm), "microbatches": case.microbatches}
+            turns.append(turn | place_of)
+        turns.append(profile(place + 1))
+    return turns
+
+
+def predict(profile: Profile, plan: Plan, case: Case, arm: Arm) -> dict[str, float]:
+    """Seconds of an iteration, and of them of waits and of recompute that is hidden or not (means over stages)."""
     here = varied(profile, bandwidth=case.rate_mbit / plan.profile_mbit)
-    split = arm.split or profile.layout.split
-    layout: Layout = dataclasses.replace(profile.layout, split=split, microbatches=case.microbatches)
-    return simulate(here, plan_of_policy(here, arm.policy, layout)).iteration_us / 1e6
+    layout = dataclasses.replace(
+        profile.layout, split=arm.split or profile.layout.split, microbatches=case.microbatches
+    )
+    result = simulate(here, plan_of_policy(here, arm.policy, layout))
+    stages = len(result.stages)
+    waits_us = sum(use.length_us - use.filled_us for stage in result.stages for use in stage.windows)
+    exposed_us = sum(stage.exposed_us for stage in result.stages)
+    return {
+        "iteration_s": result.iteration_us / 1e6,
+        "waits_s": waits_us / stages / 1e6,
+        "exposed_s": exposed_us / stages / 1e6,
+        "hidden_s": sum(stage.hidden_us for stage in result.stages) / stages / 1e6,
+    }
 
 
-def measure_layout(name: str, rounds: int, iterations: int) -> list[dict]:
-    """Profile a layout, predict and run all of its cases."""
+def compute_ms(profile: Profile) -> float:
+    """Of forward and backward pass of all layers and both ends, without windows, for one microbatch."""
+    kinds = [profile.kind_of(layer) for layer in range(len(profile.layers))]
+    passes = [steps for part in (*kinds, profile.embedding, profile.head) for steps in (part.forward, part.backward)]
+    return sum(step.duration_us for steps in passes for step in steps if step.kind == COMPUTE) / 1e3
+
+
+def run_piece(name: str, chosen: list[int] | None, number: int, iterations: int, keep: pathlib.Path | None) -> dict:
+    """One start of two ranks: everything about a layout, or about some of its cases, once."""
     plan = LAYOUTS[name]
-    profile = take_profile(plan)
-    rows = []
-    for case in plan.cases:
-        predicted = {name_of(arm): predict(profile, plan, case, arm) for arm in case.arms}
-        measured = run_case(plan, case, rounds, iterations)
-        for arm, seconds in measured.items():
-            error = predicted[arm] / seconds - 1
-            rows.append(
-                {
-                    "layout": name, "profiled at": f"{plan.profile_mbit}mbit", "rate": f"{case.rate_mbit}mbit",
-                    "microbatches": case.microbatches, "arm": arm, "predicted s": round(predicted[arm], 4),
-                    "measured s": round(seconds, 4), "error": round(error, 4),
-                }
-            )  # fmt: skip
-            place = f"{name} {case.rate_mbit}mbit x{case.microbatches}"
-            print(f"{place} {arm}: {predicted[arm]:.3f} {seconds:.3f} {error:+.1%}", flush=True)
-    return rows
-
-
-def wrong_orders(rows: list[dict]) -> list[str]:
-    """Pairs of arms of one case that differ by more than `APART` and are predicted the other way round."""
+    cases = [index for index in range(len(plan.cases)) if chosen is None or index in chosen]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or pathlib.Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        turns = turns_of(plan, cases, number, iterations, folder)
+        given = {_key(case, arm): flags_of(plan, case, arm) for case in plan.cases for arm in case.arms}
+        given[PROFILE] = flags_of(plan, Case(rate_mbit=0, arms=()), Arm(policy="none"))
+        text = json.dumps({"base": [*BASE, *plan.flags], "arms": given, "turns": turns})
+        piece, output = folder / "piece.json", folder / "result.json"
+        piece.write_text(text)
+        ranks = [sys.executable, str(ROOT / "benchmarks/simulated_real_ranks.py")]
+        in_lab(plan.profile_mbit, [*ranks, "--piece", str(piece), "--output", str(output)], KEEPING)
+        done = json.loads(output.read_text())
+        used = [turn for turn in done if turn.get("is_used")]
+        profiles = [read_profile(pathlib.Path(turn["path"])) for turn in used]
+    probes = [turn["probe_ms"] for turn in used]
     found = []
-    for index, one in enumerate(rows):
-        for other in rows[index + 1 :]:
-            same = all(one[key] == other[key] for key in ("layout", "rate", "microbatches"))
-            apart = one["measured s"] / other["measured s"] - 1
-            if same and abs(apart) > APART and (one["predicted s"] > other["predicted s"]) != (apart > 0):
-                found.append(f"{one['layout']} {one['rate']}: {one['arm']} and {other['arm']} ({apart:+.1%})")
-    return found
+    for turn in done:
+        if turn["kind"] in (PROFILE, WARM_UP):
+            continue
+        place, case = turn["place"], plan.cases[turn["case"]]
+        (arm,) = (arm for arm in case.arms if name_of(arm) == turn["name"])
+        beside = [predict(profile, plan, case, arm) for profile in profiles[place : place + 2]]
+        found.append(
+            {
+                **turn,
+                "predicted": {part: sum(one[part] for one in beside) / len(beside) for part in beside[0]},
+                "probe_ms of profiles": sum(probes[place : place + 2]) / 2,
+            }
+        )
+    return {
+        "date": str(date.today()),
+        "profile_mbit": plan.profile_mbit,
+        "profiles": [{"compute_ms": compute_ms(one), "probe_ms": ms} for one, ms in zip(profiles, probes, strict=True)],
+        "turns": found,
+    }
 
 
-def page(rows: list[dict], commit: str) -> str:
-    """The whole page."""
-    errors = [abs(row["error"]) for row in rows]
-    wrong = wrong_orders(rows)
-    heads = list(rows[0])
-    lines = [
-        "# Simulated against real",
-        "",
-        f"Commit {commit}, {date.today()}, {platform.machine()} with {os.cpu_count()} cores, one core per rank, gloo, "
-        "fp32; 4 layers, h=512, s=256, b=2. Links are shaped by tc (tools/linklab). Each prediction comes from the "
-        "profile of another run of the layout at another rate, its links scaled. Medians of interleaved arms.",
-        "",
-        "    .venv/bin/python benchmarks/simulated_real.py --write",
-        "",
-        f"{len(rows)} runs: median error {statistics.median(errors):.1%} (target {TARGET_MEDIAN:.0%}), worst "
-        f"{max(errors):.1%} (target {TARGET_WORST:.0%}). Arms that differ by more than {APART:.0%} and are predicted "
-        f"in the wrong order: {len(wrong)}{': ' + '; '.join(wrong) if wrong else ''}.",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-    ]
-    for row in rows:
-        cells = [f"{value:+.1%}" if name == "error" else str(value) for name, value in row.items()]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "![predicted over measured time](../docs/images/simulated_real.png)", ""])
-
-
-def draw(rows: list[dict]) -> None:
-    """Predicted over measured seconds, one colour a layout."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(5.6, 5.2), layout="constrained")
-    for name in dict.fromkeys(row["layout"] for row in rows):
-        points = [(row["measured s"], row["predicted s"]) for row in rows if row["layout"] == name]
-        axis.scatter(*zip(*points, strict=True), label=name, s=22)
-    ends = [0.0, max(max(row["measured s"], row["predicted s"]) for row in rows) * 1.05]
-    axis.plot(ends, ends, color="black", linewidth=0.8)
-    for share in (1 - TARGET_WORST, 1 + TARGET_WORST):
-        axis.plot(ends, [end * share for end in ends], color="grey", linewidth=0.6, linestyle="--")
-    axis.set_xlabel("measured s / iteration")
-    axis.set_ylabel("predicted s / iteration")
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(PLOT, dpi=110)
+def commit() -> str:
+    """Of the work tree, with a plus where it has other code of this part than the commit."""
+    said = []
+    watched = ["benchmarks/*.py", "megatron", "overlap_recompute"]
+    for command in (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", *watched]):
+        said.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip())
+    return said[0] + (" and later changes" if said[1] else "")
 
 
 def main() -> int:
     """Measure the chosen layouts; with --write put them beside the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), metavar="LAYOUT")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm (default: %(default)s)")
+    parser.add_argument("--cases", nargs="+", type=int, help="numbers of the cases, from 0 (default: all of a layout)")
     parser.add_argument("--iterations", type=int, default=2, help="counted iterations a turn (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="drop what was measured before of these layouts")
+    parser.add_argument("--keep", type=pathlib.Path, help="keep profiles and raw results in a folder of this one")
     parser.add_argument("--write", action="store_true", help="write figures, page and plot")
     options = parser.parse_args()
     kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in options.layouts:
-        kept[name] = measure_layout(name, options.rounds, options.iterations)
-    rows = [row for name in LAYOUTS for row in kept.get(name, [])]
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        before = [] if options.fresh else kept.get(name, [])
+        folder = None if options.keep is None else options.keep / f"{name.replace(' ', '_')}_{len(before)}"
+        piece = run_piece(name, options.cases, len(before), options.iterations, folder)
+        kept[name] = [*before, {**piece, "commit": commit()}]
+        for row in rows_of({name: kept[name]}):
+            place = f"{name} {row.rate_mbit}mbit x{row.microbatches}"
+            print(f"{place} {row.arm}: {row.predicted_s:.3f} {row.measured_s:.3f} {row.error:+.1%}", flush=True)
     if options.write:
+        kept = {name: kept[name] for name in LAYOUTS if name in kept}
         RESULT.write_text(json.dumps(kept, indent=1) + "\n")
-        PAGE.write_text(page(rows, commit))
-        draw(rows)
+        PAGE.write_text(page(kept))
+        draw(rows_of(kept), PLOT)
     return 0
 
 

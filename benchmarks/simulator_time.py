@@ -108,7 +108,8 @@ def page(rows: list[list[str]], command: str) -> str:
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     header = ["layers", "chunks of a stage", "microbatches", "simulated", "s", "s, every microbatch"]
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-    target = next(float(row[4]) for row in rows if row[:3] == [str(LAYERS), "1", "512"])
+    times_s = [float(row[4]) for row in rows if row[0] == str(LAYERS) and row[2] == "512"]
+    target = max(times_s)
     verdict = "kept" if target <= TARGET_S else "missed"
     return "\n".join(
         [
@@ -123,7 +124,8 @@ def page(rows: list[list[str]], command: str) -> str:
             "",
             *lines,
             "",
-            f"The aim for {LAYERS} layers and 512 microbatches is {TARGET_S} s: {verdict} with {target:.3f} s. Both "
+            f"The aim for {LAYERS} layers and 512 microbatches is {TARGET_S} s: {verdict} with "
+            f"{times_s[0]:.3f} s, and {target:.3f} s at most with 2 and 3 chunks. Both "
             "columns give the same iteration (the script compares them). With every microbatch the time is linear in "
             "their number; layers cost little, because a pass in a state that was seen before is looked up.",
             "",

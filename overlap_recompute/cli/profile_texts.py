@@ -75,7 +75,8 @@ def _end_text(name: str, end: EndCost) -> str:
 
 
 def _link_text(fit: LinkFit) -> str:
-    return f"link {fit.name}: {fit.alpha_us:.0f} us + {fit.beta_us_per_byte * BYTES_PER_MIB:.0f} us/MiB"
+    burst = f" beyond the first {fit.burst_bytes / 1024:.0f} KiB" if fit.burst_bytes else ""
+    return f"link {fit.name}: {fit.alpha_us:.0f} us + {fit.beta_us_per_byte * BYTES_PER_MIB:.0f} us/MiB{burst}"
 
 
 def _sums(profile: Profile) -> str:

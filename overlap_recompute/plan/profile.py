@@ -4,13 +4,14 @@ It holds for one tensor-, context- and expert-parallel layout, one micro-batch a
 to spread the layers over pipeline stages. Measured by a run (`--overlap-recompute-profile`) or computed for hardware
 that one does not have (`overlap_recompute.simulator`); planner and simulator do not ask which.
 
-All times are medians in microseconds, for one microbatch on one rank; all sizes are bytes on one rank.
+All times are means in microseconds, for one microbatch on one rank: parts add up to passes, and these to iterations.
+All sizes are bytes on one rank.
 """
 
 from dataclasses import dataclass
 
 from overlap_recompute.plan.split import Split
-from overlap_recompute.plan.storages import StorageRow
+from overlap_recompute.plan.storages import BackwardMemory, StorageRow
 
 PROFILE_VERSION = 1
 COMPUTE = "compute"
@@ -79,6 +80,8 @@ class LayerKind:
     """Elements of routed experts on this rank."""
     transient_bytes: int
     """Most that its passes hold at one time besides parameters, kept and recomputed tensors: gradients on their way."""
+    backward_memory: BackwardMemory | None = None
+    """The same step by step; None: `transient_bytes` at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,7 @@ class EndCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkFit:
-    """Time of a transfer of n bytes: alpha_us + n * beta_us_per_byte."""
+    """Time of a transfer of n bytes after a pause: alpha_us + max(0, n - burst_bytes) * beta_us_per_byte."""
 
     name: str
     """all_reduce, all_gather, reduce_scatter, all_to_all (n: bytes of the whole tensor); send (pipeline, one way)."""
@@ -105,6 +108,12 @@ class LinkFit:
     beta_us_per_byte: float
     points: tuple[tuple[int, float], ...] = ()
     """(bytes, us) that it was fitted to."""
+    burst_bytes: int = 0
+    """What passes at once after a pause: the depth of a token bucket, as rate-limited links have it; else 0."""
+
+    def duration_us(self, nbytes: int) -> float:
+        """Time of a transfer."""
+        return self.alpha_us + max(0, nbytes - self.burst_bytes) * self.beta_us_per_byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +206,8 @@ class Profile:
     """Whether the head's matrix is the embedding's: on its own stage it is a copy with gradient and optimizer state."""
     update_us: float
     """Of an iteration outside of its passes (gradient reduction that nothing hides, optimizer), for this split."""
+    update_communication_us: float = 0.0
+    """The part of `update_us` that waits for communication, e.g. for the sum of the gradients of tied embeddings."""
     flops_per_token: float = 0.0
     """Of forward and backward of the whole model, no recompute; for TFLOP/s."""
     peak_tflops: float = 0.0

@@ -220,4 +220,4 @@ def transfer_fs(profile: Profile, stages: int) -> int:
             "the time of a transfer between two stages",
             "measure a run with at least two stages",
         )
-    return to_fs(link.alpha_us + profile.boundary_bytes * link.beta_us_per_byte)
+    return to_fs(link.duration_us(profile.boundary_bytes))

@@ -21,6 +21,9 @@ from overlap_recompute.simulator.stage_run import Done
 
 MOST_UNITS = 8
 """Longest period that is looked for, in units."""
+FIRST_INTERLEAVED = 7
+"""Microbatches for each stage that are tried first with several chunks: most pipelines have settled by then, and a try
+that has not settled costs as much as one that has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,8 @@ def run_steady(execute: Callable[[int], Run], microbatches: int, *, stages: int,
         chunks: of each stage.
     """
     unit = stages if chunks > 1 else 1
-    count = _reduced(4 * stages + 8, microbatches, unit)
+    first = FIRST_INTERLEAVED * stages if chunks > 1 else 4 * stages + 8
+    count = _reduced(first, microbatches, unit)
     while count < microbatches:
         run = execute(count)
         period = find_period(run, unit, chunks)

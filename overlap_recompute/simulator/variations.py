@@ -30,6 +30,7 @@ def _stock_full(kind: LayerKind, input_bytes: int) -> LayerKind:
         storages=(StorageRow(name="input of the layer", nbytes=input_bytes, maker=None, held=True),),
         backward=(replay, *backward),
         transient_bytes=kind.transient_bytes + kept_bytes_of(kind.storages, _NOTHING) - input_bytes,
+        backward_memory=None,
     )
 
 
@@ -43,7 +44,8 @@ def varied(profile: Profile, *, bandwidth: float = 1.0, latency: float = 1.0, co
         compute: speed of the device; 2 halves every computation.
 
     A collective is split into its latency and the rest by the fit of its kind; without a fit all of it counts as the
-    rest. What compute hides of it shrinks as compute gets faster.
+    rest. What compute hides of it shrinks as compute gets faster. Of the update, the waits for communication grow with
+    the links, and the rest with the device.
     """
     links = {fit.name: fit for fit in profile.links}
 
@@ -66,6 +68,7 @@ def varied(profile: Profile, *, bandwidth: float = 1.0, latency: float = 1.0, co
     def end(old: EndCost) -> EndCost:
         return dataclasses.replace(old, forward=steps(old.forward), backward=steps(old.backward))
 
+    waits_us = profile.update_communication_us / bandwidth
     return dataclasses.replace(
         profile,
         kinds=tuple(map(kind, profile.kinds)),
@@ -77,5 +80,6 @@ def varied(profile: Profile, *, bandwidth: float = 1.0, latency: float = 1.0, co
             )
             for fit in profile.links
         ),
-        update_us=profile.update_us / compute,
+        update_us=(profile.update_us - profile.update_communication_us) / compute + waits_us,
+        update_communication_us=waits_us,
     )

@@ -51,6 +51,7 @@ def assemble(records: Sequence[RankRecord], facts: ProfileFacts) -> Profile:
         tied_embeddings=facts.tied_embeddings,
         # The first stage ends its passes last: nothing of its update is a wait for another stage.
         update_us=median_us(record.update_us for record in first),
+        update_communication_us=median_us(record.update_communication_us for record in first),
         flops_per_token=facts.flops_per_token,
         tied_parameters=first[0].word_parameters if facts.tied_embeddings else 0,
     )
@@ -61,7 +62,7 @@ def _origin(records: Sequence[RankRecord], facts: ProfileFacts) -> Origin:
     slowest = max(records, key=lambda record: record.iteration_us)
     marks_us = slowest.marks * slowest.mark_us
     note = (
-        f"medians of {samples} passes or more; an iteration took {slowest.iteration_us / 1e3:.1f} ms "
+        f"means of {samples} passes or more; an iteration took {slowest.iteration_us / 1e3:.1f} ms "
         f"(at most {slowest.passes_us / 1e3:.1f} in passes), of which {marks_us / 1e3:.2f} ms are {slowest.marks} marks"
     )
     return Origin(
@@ -84,9 +85,10 @@ def _kinds(records: Sequence[RankRecord], facts: ProfileFacts) -> tuple[LayerKin
 
 def _kind(alike: Sequence[KindRecord], facts: ProfileFacts) -> LayerKind:
     first = alike[0]
-    transient_bytes = gradients_bytes(first.storages, facts.boundary_bytes)
+    transient_bytes, backward_memory = gradients_bytes(first.storages, facts.boundary_bytes), None
     if facts.counted is not None:
-        transient_bytes = facts.counted.kind_of(first.layers[0]).transient_bytes
+        counted = facts.counted.kind_of(first.layers[0])
+        transient_bytes, backward_memory = counted.transient_bytes, counted.backward_memory
     return LayerKind(
         fingerprint=first.fingerprint,
         description=first.description,
@@ -97,6 +99,7 @@ def _kind(alike: Sequence[KindRecord], facts: ProfileFacts) -> LayerKind:
         parameters=first.parameters,
         expert_parameters=first.expert_parameters,
         transient_bytes=transient_bytes,
+        backward_memory=backward_memory,
     )
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from megatron.overlap.measuring.iterations import Steps
+from megatron.overlap.measuring.iterations import Samples, Steps
 from megatron.overlap.measuring.memory import communication_bytes, hardware_of
 from megatron.overlap.measuring.passes import BEFORE, BEHIND, Step
 from megatron.overlap.measuring.probe import Found
 from megatron.overlap.measuring.records import RECORD_VERSION, EndRecord, KindRecord, RankRecord
-from megatron.overlap.measuring.samples import Cap, median_us, medians_of, typical_pass
+from megatron.overlap.measuring.samples import Cap, mean_us, means_of, median_us, typical_pass
 from megatron.overlap.measuring.session import MeasuringSession, cost_of_a_mark_us
 from megatron.overlap.measuring.structure import description_of, fingerprint_of, parameters_of
 from overlap_recompute.plan.layer_units import LAYER_UNITS, kind_of
@@ -46,14 +46,15 @@ def record_of(
     return RankRecord(
         version=RECORD_VERSION,
         stage=stage,
-        kinds=_kinds(session, hidden_us),
+        kinds=_kinds(session, samples, hidden_us),
         embedding=_end(samples.before, before, kept.get(BEFORE, ()), hidden_us) if stage == 0 else None,
         word_parameters=words,
         head=_end(samples.behind, behind, kept.get(BEHIND, ()), hidden_us) if stage == stages - 1 else None,
         links=links,
         iteration_us=median_us(time.iteration_us for time in times),
         passes_us=median_us(time.passes_us for time in times),
-        update_us=median_us(time.update_us for time in times),
+        update_us=mean_us(time.update_us for time in times),
+        update_communication_us=mean_us(time.update_communication_us for time in times),
         between_us=median_us(time.between_us for time in times),
         marks=int(median_us(time.marks for time in times)),
         mark_us=cost_of_a_mark_us(device),
@@ -71,20 +72,22 @@ def _in_flight(links: Sequence[LinkFit]) -> Cap:
         fit = fits.get(step.name)
         if not step.was_over or fit is None:
             return step.hidden_us
-        return min(step.hidden_us, fit.alpha_us + step.nbytes * fit.beta_us_per_byte)
+        return min(step.hidden_us, fit.duration_us(step.nbytes))
 
     return hidden_us
 
 
-def _kinds(session: MeasuringSession, hidden_us: Cap) -> tuple[KindRecord, ...]:
+def _kinds(session: MeasuringSession, samples: Samples, hidden_us: Cap) -> tuple[KindRecord, ...]:
     alike: dict[str, list[int]] = {}
     for layer, module in sorted(session.model.layers.items()):
         alike.setdefault(fingerprint_of(module), []).append(layer)
-    return tuple(_kind(session, fingerprint, layers, hidden_us) for fingerprint, layers in alike.items())
+    return tuple(_kind(session, samples, fingerprint, layers, hidden_us) for fingerprint, layers in alike.items())
 
 
-def _kind(session: MeasuringSession, fingerprint: str, layers: Sequence[int], hidden_us: Cap) -> KindRecord:
-    samples, module = session.samples, session.model.layers[layers[0]]
+def _kind(
+    session: MeasuringSession, samples: Samples, fingerprint: str, layers: Sequence[int], hidden_us: Cap
+) -> KindRecord:
+    module = session.model.layers[layers[0]]
     forward, count = typical_pass([steps for layer in layers for steps in samples.forward.get(layer, ())], hidden_us)
     backward, _ = typical_pass([steps for layer in layers for steps in samples.backward.get(layer, ())], hidden_us)
     dense, routed = parameters_of(module)
@@ -92,7 +95,7 @@ def _kind(session: MeasuringSession, fingerprint: str, layers: Sequence[int], hi
         fingerprint=fingerprint,
         description=description_of(module),
         layers=tuple(layers),
-        units=_units(session, layers, forward),
+        units=_units(session, samples, layers, forward),
         forward=forward,
         backward=backward,
         storages=session.probe.storages.get(layers[0], ()),
@@ -102,8 +105,8 @@ def _kind(session: MeasuringSession, fingerprint: str, layers: Sequence[int], hi
     )
 
 
-def _units(session: MeasuringSession, layers: Sequence[int], forward: Pass) -> tuple[UnitCost, ...]:
-    times = medians_of([sample for layer in layers for sample in session.samples.units.get(layer, ())])
+def _units(session: MeasuringSession, samples: Samples, layers: Sequence[int], forward: Pass) -> tuple[UnitCost, ...]:
+    times = means_of([sample for layer in layers for sample in samples.units.get(layer, ())])
     found: Mapping[str, Found] = session.probe.found.get(layers[0], {})
     refused = {kind_of(unit): why for (unit, layer), why in session.model.refused.items() if layer == layers[0]}
     names = [name for name in LAYER_UNITS if name in times or name in refused]

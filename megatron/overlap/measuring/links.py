@@ -1,7 +1,17 @@
-"""How long communication takes on the groups of this run: a short benchmark and a straight line through it."""
+"""How long communication takes on the groups of this run: a short benchmark, and a line through it.
 
-from collections.abc import Callable, Mapping, Sequence
+NOTE [ bursts ]
+A rate-limited link (a token bucket, as clouds and `tc tbf` have it) lets so many bytes pass at once after a pause, and
+the rest at its rate. Messages that fit into the burst say nothing about the rate, and messages sent without a pause say
+nothing about the burst. A run pauses between its messages. So each is measured after a pause, over sizes up to the
+run's own, and the line has a bend (`LinkFit.burst_bytes`) where one explains the points much better than none.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -13,11 +23,19 @@ from megatron.overlap.measuring.samples import median_us
 from overlap_recompute.plan.profile import LinkFit
 
 SMALLEST_BYTES = 4096
-FRACTIONS = (16, 4, 1)
-"""Sizes are the run's own payload over these, and `SMALLEST_BYTES`."""
 ROUNDS = 5
 """After one that is not counted."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.1
+"""Before a transfer: as long as the one before took, within these."""
+BENDS = 16
+"""Places between two sizes where the line is tried with a bend."""
+SMALL = 0.1
+"""Below this part of the longest time, errors count by their size, not in proportion: a small message takes what the
+scheduler makes of it, and the run's own are not small."""
+BENT = 0.25
+"""A bend must bring the squared relative error down to this part of it."""
 FLOAT_BYTES = 4
+US_PER_S = 1e6
 
 Operation = Callable[[torch.Tensor, ProcessGroup], None]
 
@@ -100,40 +118,87 @@ def measure_links(tasks: Sequence[LinkTask], clock: Clock, device: torch.device)
     return tuple(_measure(task, clock, device) for task in tasks)
 
 
+def sizes_of(payload_bytes: int, ranks: int) -> list[int]:
+    """Powers of two from `SMALLEST_BYTES` on, and the payload, all of them whole numbers of floats on every rank."""
+    unit = FLOAT_BYTES * ranks
+    wanted = [SMALLEST_BYTES]
+    while wanted[-1] * 2 < payload_bytes:
+        wanted.append(wanted[-1] * 2)
+    return sorted({max(unit, size // unit * unit) for size in (*wanted, payload_bytes)})
+
+
 def _measure(task: LinkTask, clock: Clock, device: torch.device) -> LinkFit:
     operation, ways = _OPERATIONS[task.name], _WAYS.get(task.name, 1)
-    unit = FLOAT_BYTES * task.group.size()
-    wanted = {SMALLEST_BYTES, *(task.payload_bytes // part for part in FRACTIONS)}
     points = []
-    for nbytes in sorted({max(unit, size // unit * unit) for size in wanted}):
+    pause_s = SHORTEST_PAUSE_S
+    for nbytes in sizes_of(task.payload_bytes, task.group.size()):
         tensor = torch.zeros(nbytes // FLOAT_BYTES, device=device)
         times = []
         for round_ in range(ROUNDS + 1):
+            _pause(pause_s)
             distributed.barrier(group=task.group)
             stamps = [clock.stamp()]
             operation(tensor, task.group)
             stamps.append(clock.stamp())
+            taken_us = clock.times_us(stamps)[1] / ways
+            pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, taken_us * ways / US_PER_S))
             if round_:
-                times.append(clock.times_us(stamps)[1] / ways)
-            else:
-                clock.times_us(stamps)
+                times.append(taken_us)
         points.append((nbytes, median_us(times)))
     return fit_of(task.name, points)
 
 
+def _pause(length_s: float) -> None:
+    """Keep the host busy, as a run does between its messages: one that slept is slow to wake."""
+    end_s = time.perf_counter() + length_s
+    while time.perf_counter() < end_s:
+        pass
+
+
 def fit_of(name: str, points: Sequence[tuple[int, float]]) -> LinkFit:
-    """The line with the least relative error through (bytes, us); neither of its terms is negative."""
-    weights = [1.0 / max(us, 1e-9) ** 2 for _, us in points]
-    total = sum(weights)
-    mean_bytes = sum(w * nbytes for w, (nbytes, _) in zip(weights, points, strict=True)) / total
-    mean_us = sum(w * us for w, (_, us) in zip(weights, points, strict=True)) / total
-    square = sum(w * (nbytes - mean_bytes) ** 2 for w, (nbytes, _) in zip(weights, points, strict=True))
-    product = sum(w * (n - mean_bytes) * (us - mean_us) for w, (n, us) in zip(weights, points, strict=True))
+    """The line with the least relative error through (bytes, us), see `SMALL`, with a bend where the NOTE says so.
+
+    No term is negative.
+    """
+    straight = _line(points, 0)
+    best = min((_line(points, bend) for bend in _bends(points)), key=lambda line: line.error, default=straight)
+    chosen = best if best.error < BENT * straight.error else straight
+    return LinkFit(
+        name=name,
+        alpha_us=chosen.alpha_us,
+        beta_us_per_byte=chosen.beta,
+        points=tuple(points),
+        burst_bytes=chosen.bend,
+    )
+
+
+class _Line(NamedTuple):
+    alpha_us: float
+    beta: float
+    bend: int
+    error: float
+    """Sum of squared relative errors."""
+
+
+def _bends(points: Sequence[tuple[int, float]]) -> Iterable[int]:
+    """Places for a bend; at least two points lie behind it."""
+    sizes = sorted(nbytes for nbytes, _ in points)
+    for low, high in pairwise(sizes[:-1]):
+        yield from (low + (high - low) * part // BENDS for part in range(BENDS))
+
+
+def _line(points: Sequence[tuple[int, float]], bend: int) -> _Line:
+    least_us = max(1e-9, SMALL * max(us for _, us in points))
+    rows = [(max(0, nbytes - bend), us, 1.0 / max(us, least_us) ** 2) for nbytes, us in points]
+    total = sum(weight for _, _, weight in rows)
+    mean_bytes = sum(weight * size for size, _, weight in rows) / total
+    mean_us = sum(weight * us for _, us, weight in rows) / total
+    square = sum(weight * (size - mean_bytes) ** 2 for size, _, weight in rows)
+    product = sum(weight * (size - mean_bytes) * (us - mean_us) for size, us, weight in rows)
     beta = max(0.0, product / square) if square > 0 else 0.0
     alpha_us = mean_us - beta * mean_bytes
     if alpha_us < 0:
         alpha_us = 0.0
-        beta = sum(w * n * us for w, (n, us) in zip(weights, points, strict=True)) / sum(
-            w * n * n for w, (n, _) in zip(weights, points, strict=True)
-        )
-    return LinkFit(name=name, alpha_us=alpha_us, beta_us_per_byte=beta, points=tuple(points))
+        beta = sum(weight * size * us for size, us, weight in rows) / sum(weight * size**2 for size, _, weight in rows)
+    error = sum(weight * (alpha_us + beta * size - us) ** 2 for size, us, weight in rows)
+    return _Line(alpha_us, beta, bend, error)

@@ -35,6 +35,8 @@ class At(enum.Enum):
     GRAD_SUM = "the gradient of the sum behind attention is complete"
     GRAD_INPUT = "the gradient of what the first layer got is complete"
     BACKWARD_END = "backward pass has ended"
+    OUTSIDE = "a synchronous collective begins that belongs to no layer"
+    OUTSIDE_END = "it is over"
     ITERATION = "iteration begins"
     STEP_END = "all passes have ended, gradients are reduced"
     ITERATION_END = "iteration has ended"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from overlap_recompute.plan.profile import LinkFit, Pass, UnitCost
 from overlap_recompute.plan.storages import StorageRow
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,8 @@ class RankRecord:
     """Of an iteration, inside forward and backward passes."""
     update_us: float
     """Of an iteration, before the first pass and from the end of the last one."""
+    update_communication_us: float
+    """The part of it that waits for communication."""
     between_us: float
     """Of an iteration, between passes: waits for other stages, and the schedule."""
     marks: int

@@ -1,4 +1,11 @@
-"""Medians and spreads of what was measured many times."""
+"""Means and spreads of what was measured many times.
+
+NOTE [ means ]
+Parts of a pass are to add up to the pass, and passes to an iteration. Medians do not add up: times have their tail on
+the slow side, and some have two modes (memory that the allocator had to ask for anew). Every iteration has its share
+of slow parts, so leaving them out leaves out a part of the iteration. Therefore parts are means, and what must not
+count is left out by the iteration (`iterations.usual`): one that was disturbed as a whole.
+"""
 
 import statistics
 from collections import Counter
@@ -9,6 +16,12 @@ from overlap_recompute.plan.profile import COMPUTE, Pass, PassStep
 
 Cap = Callable[[Step], float]
 """The part of a launch-to-wait time in which the communication was in flight."""
+
+
+def mean_us(values: Iterable[float]) -> float:
+    """The mean; 0 of nothing."""
+    found = list(values)
+    return statistics.fmean(found) if found else 0.0
 
 
 def median_us(values: Iterable[float]) -> float:
@@ -27,7 +40,7 @@ def spread_us(values: Iterable[float]) -> float:
 
 
 def typical_pass(samples: Sequence[Sequence[Step]], hidden_us: Cap) -> tuple[Pass, int]:
-    """The steps with their medians, position by position, and how many samples had these steps.
+    """The steps with their means, position by position, and how many samples had these steps.
 
     Passes of one kind of layer have the same steps, but for experts that get no token: the most frequent ones count.
     """
@@ -50,10 +63,10 @@ def _typical(column: Sequence[Step], hidden_us: Cap) -> PassStep:
     return PassStep(
         kind=first.kind,
         name=first.name,
-        duration_us=median_us(step.us for step in column),
+        duration_us=mean_us(step.us for step in column),
         spread_us=spread_us(step.us for step in column),
         needs=first.needs,
-        hidden_us=median_us(hidden_us(step) for step in column) if is_window else 0.0,
+        hidden_us=mean_us(hidden_us(step) for step in column) if is_window else 0.0,
         payload_bytes=int(median_us(step.nbytes for step in column)) if is_window else 0,
     )
 
@@ -86,10 +99,10 @@ def total_us(steps: Iterable[PassStep]) -> float:
     return sum(step.duration_us for step in steps)
 
 
-def medians_of(samples: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Median and spread by name."""
+def means_of(samples: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and spread by name."""
     columns: dict[str, list[float]] = {}
     for sample in samples:
         for name, value in sample.items():
             columns.setdefault(name, []).append(value)
-    return {name: (median_us(values), spread_us(values)) for name, values in columns.items()}
+    return {name: (mean_us(values), spread_us(values)) for name, values in columns.items()}

@@ -21,8 +21,9 @@ from megatron.overlap.binder import Binder
 from megatron.overlap.groups import kinds_of_groups
 from megatron.overlap.measuring.clocks import NS_PER_US, clock_of
 from megatron.overlap.measuring.collectives import MeasuredCollectives
-from megatron.overlap.measuring.iterations import Samples
+from megatron.overlap.measuring.iterations import Samples, usual
 from megatron.overlap.measuring.marks import At, Marks
+from megatron.overlap.measuring.outside import OutsideCollectives
 from megatron.overlap.measuring.probe import Probe
 from megatron.overlap.measuring.sites import MeasuredSites
 from megatron.overlap.replacements import Replacements
@@ -59,7 +60,7 @@ class MeasuringSession:
         self._replacements = Replacements()
         self.marks = Marks(clock_of(device))
         self.probe = Probe(chunks, device)
-        self.samples = Samples(chunks=len(chunks))
+        self._iterations: list[Samples] = []
         self._probed: set[int] = set()
         self._counts = False
         try:
@@ -70,6 +71,7 @@ class MeasuringSession:
             collectives = MeasuredCollectives(self.marks, kinds_of_groups())
             hook_mappings(self._replacements, collectives)
             hook_layers(self._replacements, collectives)
+            self._outside = OutsideCollectives(self.marks, self._replacements)
             for number, chunk in enumerate(chunks):
                 forward = partial(self._model_forward, chunk.forward, number)
                 self._replacements.set(chunk, "forward", forward)
@@ -82,7 +84,11 @@ class MeasuringSession:
         """One iteration, update included; `counts`: keep what it shows."""
         marks = self.marks
         marks.add(At.ITERATION)
-        yield
+        self._outside.active = True
+        try:
+            yield
+        finally:
+            self._outside.active = False
         marks.add(At.ITERATION_END)
         self._counts = counts
 
@@ -90,7 +96,9 @@ class MeasuringSession:
         """After an iteration, outside of its time: sort its marks."""
         found, times_us = self.marks.take()
         if self._counts:
-            self.samples.add(found, times_us, self.reads)
+            samples = Samples(chunks=len(self._chunks))
+            samples.add(found, times_us, self.reads)
+            self._iterations.append(samples)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -121,6 +129,11 @@ class MeasuringSession:
             return output, partial(self._loss, loss, chunk)
 
         return step
+
+    @property
+    def samples(self) -> Samples:
+        """Of all iterations that count and were not disturbed."""
+        return usual(self._iterations, len(self._chunks))
 
     @property
     def reads(self) -> dict[int, dict[str, tuple[str, ...]]]:

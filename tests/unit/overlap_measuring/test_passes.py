@@ -4,10 +4,10 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from megatron.overlap.measuring.iterations import Samples
+from megatron.overlap.measuring.iterations import Samples, usual
 from megatron.overlap.measuring.marks import At, Communication, Mark
 from megatron.overlap.measuring.passes import BEFORE, BEHIND, Step, backward_pass, forward_pass
-from megatron.overlap.measuring.samples import typical_pass
+from megatron.overlap.measuring.samples import mean_us, typical_pass
 from megatron.overlap.measuring.session import MeasuringSession
 from overlap_recompute.plan.profile import COMPUTE
 from overlap_recompute.plan.windows import WindowKind
@@ -82,21 +82,21 @@ def test_a_backward_step_needs_what_it_reads_and_what_it_completes() -> None:
 @pytest.mark.parametrize("flags", ["", "--position-embedding-type rope --swiglu", EXPERTS])
 def test_every_microsecond_of_a_pass_is_in_a_step(flags: str) -> None:
     samples: Samples = measured(flags, iterations=3).samples
-    assert len(samples.times) == 3
+    assert 1 <= len(samples.times) <= 3, "so short ones may look disturbed"
     for times in samples.times:
         assert 0 < times.passes_us <= times.iteration_us
         assert times.passes_us + times.update_us + times.between_us == pytest.approx(times.iteration_us)
     parts = [*samples.before, *samples.behind, *samples.forward.values(), *samples.backward.values()]
     in_steps = sum(step.us for passes in parts for steps in passes for step in steps)
     assert in_steps == pytest.approx(sum(times.passes_us for times in samples.times))
-    assert all(len(passes) == 6 for passes in parts)
+    assert all(len(passes) == 2 * len(samples.times) for passes in parts)
 
 
 def test_steps_of_a_layer() -> None:
     samples = measured().samples
     forward, count = typical_pass([*samples.forward[0], *samples.forward[1]], lambda step: 0.0)
     backward, _ = typical_pass(samples.backward[1], lambda step: 0.0)
-    assert count == 8
+    assert count == 4 * len(samples.times)
     assert [step.name for step in forward] == [
         "input_layernorm", "linear_qkv", "core_attention", "linear_proj", "pre_mlp_layernorm", "linear_fc1",
         "activation", "linear_fc2",
@@ -141,3 +141,45 @@ def test_passes_of_another_shape_are_left_out() -> None:
     steps, count = typical_pass([usual, other, usual], lambda step: 0.0)
     assert count == 2
     assert [(step.name, step.duration_us) for step in steps] == [("a", 1.0), ("b", 5.0)]
+
+
+def test_means_add_up() -> None:
+    """Two parts that are slow by turns: their medians would be short of every sum."""
+    first, second = [1.0, 1.0, 22.0] * 20, [22.0, 1.0, 1.0] * 20
+    assert mean_us(first) + mean_us(second) == pytest.approx(16.0)
+    assert mean_us([]) == 0.0
+
+
+def test_an_iteration_that_was_disturbed_does_not_count() -> None:
+    iterations = []
+    for length_us in (10.0, 11.0, 300.0, 9.0):
+        samples = Samples(chunks=1)
+        samples.add(
+            *marks(
+                (At.ITERATION, "", -1, 0.0), (At.PASS, "", 0, 0.0), (At.LAYER, "", 0, 1.0),
+                (At.LAYER_END, "", 0, length_us), (At.PASS_END, "", 0, length_us),
+                (At.ITERATION_END, "", -1, length_us),
+            ),
+            {},
+        )  # fmt: skip
+        iterations.append(samples)
+    joined = usual(iterations, 1)
+    assert [time.iteration_us for time in joined.times] == [10.0, 11.0, 9.0]
+    assert [steps[0].us for steps in joined.forward[0]] == [9.0, 10.0, 8.0]
+    assert len(joined.before[0]) == 3
+
+
+def test_collectives_of_the_update_are_told_from_those_in_passes() -> None:
+    log, times_us = marks(
+        (At.ITERATION, "", -1, 0.0), (At.OUTSIDE, "", -1, 1.0), (At.OUTSIDE_END, "", -1, 3.0),
+        (At.PASS, "", 0, 5.0), (At.MODEL, "", 0, 6.0), (At.OUTSIDE, "", -1, 7.0), (At.OUTSIDE_END, "", -1, 8.0),
+        (At.PASS_END, "", 0, 10.0), (At.GRAD_LAYER, "", 0, 12.0), (At.BACKWARD_END, "", 0, 20.0),
+        (At.OUTSIDE, "", -1, 21.0), (At.OUTSIDE_END, "", -1, 61.0), (At.STEP_END, "", -1, 62.0),
+        (At.OUTSIDE, "", -1, 70.0), (At.OUTSIDE_END, "", -1, 75.0), (At.ITERATION_END, "", -1, 90.0),
+    )  # fmt: skip
+    samples = Samples(chunks=1)
+    samples.add(log, times_us, {})
+    (times,) = samples.times
+    assert times.update_communication_us == 2.0 + 40.0 + 5.0
+    assert times.update_us == 90.0 - 15.0
+    assert times.passes_us == 13.0
