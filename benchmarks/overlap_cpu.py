@@ -37,6 +37,9 @@ BASE = (
     "--num-workers 0 --eval-iters 0 --seed 1234"
 ).split()
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1".split()
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+"""glibc keeps what is freed. By default it maps large tensors anew now and then: the same step takes 11 or 19 ms."""
+DEFAULT_MALLOC = "glibc's malloc as it is"
 SELECTIVE = "--recompute-granularity selective --recompute-modules core_attn".split()
 TP2 = "--tensor-model-parallel-size 2".split()
 PP2 = "--pipeline-model-parallel-size 2".split()
@@ -107,7 +110,9 @@ def run_case(case: Case, rounds: int, iterations: int) -> dict[str, dict]:
         turns = ["--rounds", str(rounds), "--iterations", str(iterations)]
         ranks = [str(ROOT / "benchmarks/overlap_cpu_ranks.py"), "--case", given, *turns, "--output", str(output)]
         command = [sys.executable, *lab, sys.executable, *ranks]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2000, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | KEEPING, capture_output=True, text=True, timeout=2000, check=False
+        )
         if done.returncode:
             raise SystemExit(f"the lab ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         result: dict[str, dict] = json.loads(output.read_text())
@@ -151,7 +156,10 @@ def provenance(beside: str) -> dict[str, str]:
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    return {"commit": commit, "date": str(date.today()), "machine": machine, "beside": beside}
+    allocator = " ".join(f"{name}={value}" for name, value in KEEPING.items())
+    return {
+        "commit": commit, "date": str(date.today()), "machine": machine, "beside": beside, "allocator": allocator,
+    }  # fmt: skip
 
 
 def page(results: dict[str, dict]) -> str:
@@ -161,7 +169,9 @@ def page(results: dict[str, dict]) -> str:
         "",
         "Two ranks on two cores, one core each, unless a case says otherwise; gloo, fp32; 4 layers, h=512, s=256, b=2, "
         "4 microbatches. Links are shaped by tc (tools/linklab): a real network stack at an artificial rate. All arms "
-        "of a case take turns in one run; times are medians over its iterations. Read the ratios, not the seconds.",
+        "of a case take turns in one run; times are medians over its iterations. Read the ratios, not the seconds. "
+        "With `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647` glibc keeps what is freed and maps nothing anew: "
+        "times vary less, in all arms.",
         "",
         "    .venv/bin/python benchmarks/overlap_cpu.py --write",
         "",
@@ -182,7 +192,8 @@ def page(results: dict[str, dict]) -> str:
             f"## {name}",
             "",
             f"Policy `{CASES[name].policy}`. Commit {measured['commit']}, {measured['date']}, {measured['machine']}; "
-            f"{iterations} iterations an arm. Beside it: {measured['beside']}. {CASES[name].note}".rstrip(),
+            f"{iterations} iterations an arm; {measured.get('allocator', DEFAULT_MALLOC)}. Beside it: "
+            f"{measured['beside']}. {CASES[name].note}".rstrip(),
             "",
             *summary(arms),
             "",

@@ -25,7 +25,7 @@ from datetime import date
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.overlap_cpu import BASE, FULL, PP2, TP2  # noqa: E402
+from benchmarks.overlap_cpu import BASE, FULL, KEEPING, PP2, TP2  # noqa: E402
 from benchmarks.simulated_real import OURS, in_lab  # noqa: E402
 from overlap_recompute.plan.codec import write_record  # noqa: E402
 from overlap_recompute.plan.plan_file import Plan  # noqa: E402
@@ -81,7 +81,7 @@ def profile_of(case: Case, folder: pathlib.Path) -> Profile:
     path = folder / "profile.json"
     words = ["--train-iters", "8", "--overlap-recompute-profile", str(path)]
     schedule = OURS if PP2[0] in case.flags else []
-    in_lab(case.rate_mbit, [sys.executable, "pretrain_gpt.py", *flags_of(case), *schedule, *words])
+    in_lab(case.rate_mbit, [sys.executable, "pretrain_gpt.py", *flags_of(case), *schedule, *words], KEEPING)
     return read_profile(path)
 
 
@@ -143,7 +143,7 @@ def measure(case: Case, rounds: int, iterations: int) -> dict:
         budget_bytes = budget_of(profile, case.share)
         plans = plans_of(case, profile, budget_bytes)
         arms = arms_of(case, plans, folder)
-        results = run_arms(case, arms, rounds, iterations)
+        results = run_arms(case, arms, rounds, iterations, KEEPING)
         rows = {}
         for arm, result in results.items():
             row = {"seconds": statistics.median(result["times_s"]), "losses": result["losses"]}
@@ -193,7 +193,8 @@ def page(results: dict, commit: str) -> str:
         "fp32. Links are shaped by tc (tools/linklab). Medians of arms interleaved in one run. The budget lies a "
         "quarter of the way from the predicted memory of full recompute to that of none. Stock settings know no "
         "budget: they run whether or not they fit. Peak: resident memory of each rank's process when the arm runs "
-        "alone, with MALLOC_MMAP_THRESHOLD_=131072; glibc's default keeps freed memory, and more of it.",
+        "alone, with MALLOC_MMAP_THRESHOLD_=131072, where glibc gives back what is freed. Times are taken with "
+        "MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647, where it maps nothing anew, in all arms alike.",
         "",
         "    .venv/bin/python benchmarks/planned_cpu.py --write",
         "",

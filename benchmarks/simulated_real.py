@@ -30,7 +30,7 @@ from datetime import date
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.overlap_cpu import BASE, LLAMA, PP2, TP2  # noqa: E402
+from benchmarks.overlap_cpu import BASE, KEEPING, LLAMA, PP2, TP2  # noqa: E402
 from benchmarks.simulated_real_page import draw, page, rows_of  # noqa: E402
 from overlap_recompute.plan.profile import COMPUTE, Profile  # noqa: E402
 from overlap_recompute.plan.split import Split, layout_text  # noqa: E402
@@ -43,8 +43,6 @@ RESULT = ROOT / "benchmarks" / "simulated_real.json"
 PAGE = ROOT / "benchmarks" / "simulated_real.md"
 PLOT = ROOT / "docs" / "images" / "simulated_real.png"
 OURS = ["--schedule-impl", "overlap"]
-KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
-"""glibc keeps freed memory: else what an operation takes depends on whether its output's pages are mapped anew."""
 PROFILE, WARM_UP, PROFILED_ITERATIONS = "profile", "warm-up", 2
 WARM_UP_MBIT = 1000
 

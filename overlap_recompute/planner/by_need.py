@@ -14,10 +14,11 @@ import numpy as np
 from overlap_recompute.planner.choice import evaluate
 from overlap_recompute.planner.infeasible import SEARCHING
 from overlap_recompute.planner.mix import EFFORT, candidates
-from overlap_recompute.planner.pipeline import Pipeline, Room, Solved, settled, waits_of
+from overlap_recompute.planner.pipeline import Pipeline, Room, Solved, settled
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.solve import Memory, fast_workspace
 from overlap_recompute.planner.stage_plan import stage_plan
+from overlap_recompute.planner.waits import pace_of, waits_of
 from overlap_recompute.planner.workspace import Choice, Workspace, assemble, price
 from overlap_recompute.simulator import pass_times
 
@@ -33,7 +34,7 @@ def suited(pipeline: Pipeline, solved: list[Solved], memory: Memory) -> list[Sol
         return solved
     work = [pipeline.work_us(stage) for stage in range(len(solved))]
     times = [work_us + found.exposed_us for work_us, (_, found) in zip(work, solved, strict=True)]
-    waits, pace_us = waits_of(times), max(times)
+    waits, (pace_us, _) = waits_of(times, pipeline.transfer_us), pace_of(times, pipeline.transfer_us)
     result = list(solved)
     for stage, (problem, found) in enumerate(solved):
         room = Room(pace_us=pace_us, work_us=work[stage], before_forward=waits[stage].before_forward)
@@ -44,7 +45,7 @@ def suited(pipeline: Pipeline, solved: list[Solved], memory: Memory) -> list[Sol
         other = _better(pipeline, room, problem, memory, is_slowest=is_slowest, least_us=least_us)
         if other is not None:
             result[stage] = problem, replace(other, bound_us=found.bound_us)
-    return settled(result, work)
+    return settled(result, work, pipeline.transfer_us)
 
 
 def _better(

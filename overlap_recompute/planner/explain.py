@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from overlap_recompute.plan.memory import stage_memory
 from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan, StagePlan
 from overlap_recompute.plan.profile import COMPUTE, Profile
-from overlap_recompute.planner.pipeline import predicted_waits
 from overlap_recompute.planner.plan import make_plan
+from overlap_recompute.planner.waits import predicted_waits
 from overlap_recompute.simulator import pass_times
 
 MEMORY, NOTHING = "memory", "nothing"
@@ -84,7 +84,7 @@ def stage_facts(profile: Profile, plan: Plan, stage: int) -> StageFacts:
         slack_bytes=plan.budget_bytes - chosen.predicted.memory.total_bytes,
         exposed_us=exposed_us,
         hidden_us=chosen.predicted.recompute_us - exposed_us,
-        windows=tuple(_window_use(profile, chosen, predicted_waits(plan)[stage].length_us)),
+        windows=tuple(_window_use(profile, chosen, predicted_waits(profile, plan)[stage].length_us)),
     )
 
 
@@ -169,5 +169,5 @@ def _exposed_us(profile: Profile, plan: Plan, stage: StagePlan, dropped: dict[in
         for entry in stage.layers
     )
     flipped = dataclasses.replace(stage, layers=layers, fills=())
-    wait_us = predicted_waits(plan)[stage.stage].length_us
+    wait_us = predicted_waits(profile, plan)[stage.stage].length_us
     return pass_times(profile, plan.layout.split, flipped, wait_us=wait_us).exposed_us

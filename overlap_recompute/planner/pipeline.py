@@ -1,9 +1,8 @@
 """All stages of a pipeline: each is solved by itself, and those that wait for a slower one are solved with that wait.
 
-NOTE [ how long a stage waits ]
-In the steady state the slowest stage sets the pace T, its time for a microbatch. A stage that works W and exposes E
-waits T - W - E: for the next stage's gradient if it lies ahead of the slowest one, for the previous stage's output if
-it lies behind it. Replays in the wait take no time from anybody as long as the stage stays within T:
+NOTE [ what a stage may do while it waits ]
+A stage that works W and exposes E waits T - W - E at a pace T (`planner/waits.py`). Replays in the wait take no time
+from anybody as long as the stage stays within T:
 
     W + (replays in the wait) + E <= T        E without what outlives the wait
 
@@ -20,7 +19,7 @@ it lies behind it. Replays in the wait take no time from anybody as long as the 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW
 from overlap_recompute.plan.profile import EndCost, Pass, Profile
 from overlap_recompute.plan.split import Split, layers_of
 from overlap_recompute.plan.windows import WindowKind
@@ -36,36 +35,13 @@ from overlap_recompute.planner.solve import (
     window_kinds_of,
     worst_infeasible,
 )
+from overlap_recompute.planner.waits import Pace, Wait, pace_of, transfer_us, waits_of
 from overlap_recompute.schedules import pipeline_schedule
 
 Solved = tuple[StageProblem, StageSolution]
 SCOUTS = {"opt": "mix"}
 """Planners that say which stage is the slowest in place of a slow one."""
 _LEAST_US = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Of a stage in the steady state, for one microbatch."""
-
-    length_us: float
-    before_forward: bool
-    """For the previous stage's output; else for the next one's gradient."""
-
-
-def waits_of(times_us: Sequence[float]) -> list[Wait]:
-    """Waits of stages that need so long for a microbatch; see the NOTE."""
-    slowest = max(range(len(times_us)), key=times_us.__getitem__)
-    return [
-        Wait(length_us=max(0.0, times_us[slowest] - time_us), before_forward=stage > slowest)
-        for stage, time_us in enumerate(times_us)
-    ]
-
-
-def predicted_waits(plan: Plan) -> list[Wait]:
-    """The same for a finished plan."""
-    predicted = [stage.predicted for stage in plan.stages]
-    return waits_of([each.forward_us + each.backward_us + each.exposed_us for each in predicted])
 
 
 def work_us(profile: Profile, split: Split, stage: int) -> tuple[float, float]:
@@ -136,6 +112,11 @@ class Pipeline:
         """Of all stages, without waits."""
         return [self.problem(stage) for stage in range(len(self.split))]
 
+    @property
+    def transfer_us(self) -> float:
+        """Of a tensor between stages."""
+        return transfer_us(self.profile, self.split)
+
     def work_us(self, stage: int) -> float:
         """Of a microbatch, nothing recomputed."""
         return sum(work_us(self.profile, self.split, stage))
@@ -173,10 +154,13 @@ def solve(problem: StageProblem, planner: str, memory: Memory, search: Search) -
     return solve_stage(problem, planner, memory=memory, search=search)
 
 
-def solve_pipeline(pipeline: Pipeline, memory: Memory, search: Search) -> list[Solved]:
+def solve_pipeline(pipeline: Pipeline, memory: Memory, search: Search) -> list[list[Solved]]:
     """All stages, those with exposed recompute and a wait with that wait; see the NOTE.
 
-    `opt` searches once where that is enough: which stage is the slowest follows from what `mix` finds.
+    Returns:
+        Ways to solve them, the one to be expected first: where a round trip sets the pace also with the waits that the
+        slowest stage makes, and as if no stage ever waited. With few microbatches one of these may be faster. `opt`
+        searches once: which stage is the slowest follows from what `mix` finds.
 
     Raises:
         InfeasibleError: for the stage that lacks most.
@@ -185,18 +169,32 @@ def solve_pipeline(pipeline: Pipeline, memory: Memory, search: Search) -> list[S
     planner, scout = pipeline.planner, SCOUTS.get(pipeline.planner, pipeline.planner)
     apart = solve_apart(pipeline, scout, memory, search)
     if len(apart) == 1 or len(pipeline.split[0]) > 1 or WindowKind.PP_WAIT.value not in window_kinds_of(planner):
-        return apart if scout == planner else solve_apart(pipeline, planner, memory, search)
+        return [apart if scout == planner else solve_apart(pipeline, planner, memory, search)]
     work = [pipeline.work_us(stage) for stage in range(len(apart))]
-    times = [work_us + found.exposed_us for work_us, (_, found) in zip(work, apart, strict=True)]
-    slowest = max(range(len(times)), key=times.__getitem__)
-    solved = list(apart)
-    solved[slowest] = apart[slowest][0], solve(apart[slowest][0], planner, memory, search)
-    pace_us = work[slowest] + solved[slowest][1].exposed_us
+    slowest_us = max(work_us + found.exposed_us for work_us, (_, found) in zip(work, apart, strict=True))
+    pace = pace_of(work, pipeline.transfer_us)
+    trip = pace if pace.pace_us > slowest_us else None
+    ways = [_solve_with(trip, apart, work, pipeline, memory, search)]
+    if scout == planner and trip is not None:
+        ways.append(_solve_with(None, apart, work, pipeline, memory, search))
+    return [*ways, apart] if scout == planner else ways
+
+
+def _solve_with(
+    trip: Pace | None, apart: list[Solved], work: list[float], pipeline: Pipeline, memory: Memory, search: Search
+) -> list[Solved]:
+    """At the pace of a round trip, or of the slowest stage."""
+    solved, slowest = list(apart), -1
+    if trip is None:
+        times = [work_us + found.exposed_us for work_us, (_, found) in zip(work, apart, strict=True)]
+        slowest = max(range(len(times)), key=times.__getitem__)
+        solved[slowest] = apart[slowest][0], solve(apart[slowest][0], pipeline.planner, memory, search)
+        trip = Pace(work[slowest] + solved[slowest][1].exposed_us, slowest)
     for stage, (_, found) in enumerate(apart):
         if stage != slowest and found.exposed_us > _LEAST_US:
-            room = Room(pace_us=pace_us, work_us=work[stage], before_forward=stage > slowest)
+            room = Room(pace_us=trip.pace_us, work_us=work[stage], before_forward=stage > trip.leader)
             solved[stage] = _solve_in(room, pipeline, stage, memory, search)
-    return settled(solved, work)
+    return settled(solved, work, pipeline.transfer_us)
 
 
 def _solve_in(room: Room, pipeline: Pipeline, stage: int, memory: Memory, search: Search) -> Solved:
@@ -239,12 +237,12 @@ def _loads(problem: StageProblem, found: StageSolution) -> Mapping[int, float]:
     return loads_us
 
 
-def settled(solved: Sequence[Solved], work: Sequence[float]) -> list[Solved]:
+def settled(solved: Sequence[Solved], work: Sequence[float], transfer_us: float) -> list[Solved]:
     """Waits as long as they come out, and what is exposed then."""
     parts = [_split_time(*each) for each in solved]
     times = [work_us + outside_us for work_us, (_, outside_us) in zip(work, parts, strict=True)]
     result = []
-    for (problem, found), (_, outside_us), wait in zip(solved, parts, waits_of(times), strict=True):
+    for (problem, found), (_, outside_us), wait in zip(solved, parts, waits_of(times, transfer_us), strict=True):
         places = waits_in(problem)
         windows = tuple(
             replace(window, length_us=wait.length_us) if index in places else window

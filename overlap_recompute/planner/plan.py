@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan, StagePlan
-from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.profile import Layout, Profile
 from overlap_recompute.plan.split import Split
 from overlap_recompute.planner.by_need import suited
 from overlap_recompute.planner.highs import SolverProcess
@@ -66,22 +66,30 @@ def make_plan(
     try:
         with SolverProcess() as solver:
             search = Search(limit_s=time_limit_s / len(split), gap=gap, report=progress, solver=solver, stop=stop)
-            found = solve_pipeline(pipeline, memory, search)
+            ways = solve_pipeline(pipeline, memory, search)
     except InfeasibleError as error:
         raise with_advice(error, profile, split, least_bytes(pipeline.problem(error.stage), memory)) from None
+    note = _note(pipeline, ways[0], interrupted=stop.is_set()) if stop is not None else ""
+    if not by_need:
+        return _simulated(pipeline, layout, ways[0], note)
+    plans = [_simulated(pipeline, layout, suited(pipeline, way, memory), note) for way in ways]
+    return min(plans, key=lambda plan: plan.predicted_iteration_us)
+
+
+def _simulated(pipeline: Pipeline, layout: Layout, solved: Sequence[Solved], note: str) -> Plan:
     plan = Plan(
         version=PLAN_VERSION,
-        planner=planner,
+        planner=pipeline.planner,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        model_fingerprint=profile.model_fingerprint,
+        model_fingerprint=pipeline.profile.model_fingerprint,
         layout=layout,
-        software=profile.origin.software,
-        budget_bytes=budget_bytes,
+        software=pipeline.profile.origin.software,
+        budget_bytes=pipeline.budget_bytes,
         predicted_iteration_us=0.0,
-        stages=tuple(_stages(pipeline, suited(pipeline, found, memory) if by_need else found)),
-        note=_note(pipeline, found, interrupted=stop.is_set()) if stop is not None else "",
+        stages=tuple(_stages(pipeline, solved)),
+        note=note,
     )
-    return replace(plan, predicted_iteration_us=simulate(profile, plan).iteration_us)
+    return replace(plan, predicted_iteration_us=simulate(pipeline.profile, plan).iteration_us)
 
 
 def _stages(pipeline: Pipeline, solved: Sequence[Solved]) -> Iterator[StagePlan]:

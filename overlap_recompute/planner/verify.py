@@ -9,8 +9,8 @@ from overlap_recompute.plan.memory import layer_working_set_bytes
 from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan
 from overlap_recompute.plan.profile import LayerKind, Profile
 from overlap_recompute.planner.build import build_stage_problem
-from overlap_recompute.planner.pipeline import predicted_waits
 from overlap_recompute.planner.problem import ON_DEMAND, Fill, StageProblem, StageSolution
+from overlap_recompute.planner.waits import predicted_waits
 
 TOLERANCE_US = 1e-6
 
@@ -44,7 +44,7 @@ def find_plan_faults(profile: Profile, plan: Plan) -> list[str]:
     Waits for other stages are as long as the plan's own times say (`predicted_waits`).
     """
     faults = []
-    for number, (stage, wait) in enumerate(zip(plan.stages, predicted_waits(plan), strict=True)):
+    for number, (stage, wait) in enumerate(zip(plan.stages, predicted_waits(profile, plan), strict=True)):
         names = {fill.window for fill in stage.fills}
         problem = build_stage_problem(
             profile,

@@ -5,13 +5,14 @@ import itertools
 
 import pytest
 
-from overlap_recompute.plan.profile import COMPUTE, EndCost, LayerKind, PassStep, Profile
+from overlap_recompute.plan.profile import COMPUTE, EndCost, LayerKind, LinkFit, PassStep, Profile
 from overlap_recompute.plan.split import Split
 from overlap_recompute.planner import make_plan
-from overlap_recompute.planner.pipeline import Pipeline, solve_apart, waits_of
+from overlap_recompute.planner.pipeline import Pipeline, solve_apart
 from overlap_recompute.planner.solve import Memory, Search
 from overlap_recompute.planner.stage_plan import stage_plan
 from overlap_recompute.planner.verify import find_plan_faults
+from overlap_recompute.planner.waits import pace_of, waits_of
 from overlap_recompute.simulator import simulate
 from tests.unit.planner.profiles import profile_of, transformer_kind
 
@@ -126,3 +127,30 @@ def test_the_slowest_stage_does_not_wait() -> None:
     waits = waits_of([3.0, 5.0, 5.0, 4.0])
     assert [wait.length_us for wait in waits] == [2.0, 0.0, 0.0, 1.0]
     assert [wait.before_forward for wait in waits] == [False, False, True, True]
+
+
+def test_a_round_trip_may_be_slower_than_any_stage() -> None:
+    """Two microbatches on their way: each needs both stages and two transfers."""
+    assert pace_of([3.0, 4.0], 0.4) == (4.0, 1)
+    assert pace_of([3.0, 4.0], 2.5) == (6.0, 0)
+    assert [wait.length_us for wait in waits_of([3.0, 4.0], 2.5)] == [3.0, 2.0]
+    assert [wait.before_forward for wait in waits_of([3.0, 4.0], 2.5)] == [False, True]
+    assert pace_of([1.0, 5.0, 5.0], 2.0) == (7.0, 1), "stages 1 and 2, and two transfers, for two microbatches"
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_the_waits_of_a_round_trip_are_used(share: float) -> None:
+    """Equal stages wait for nobody but the link; a plan that knows hides what one that does not exposes."""
+    profile = pipeline_profile(((3,), (3,)), "head", slow_us=1.0)
+    work_us = sum(step.duration_us for step in (*profile.kinds[0].forward, *profile.kinds[0].backward)) * 3
+    send = LinkFit(name="send", alpha_us=0.4 * work_us, beta_us_per_byte=0.0)
+    slow = dataclasses.replace(profile, links=(send,))
+    budget_bytes = budget_between(slow, share)
+    plan = make_plan(slow, "mix", budget_bytes)
+    pipeline = Pipeline(slow, slow.layout.split, MICROBATCHES, budget_bytes, "mix")
+    blind = solve_apart(pipeline, "mix", Memory(), Search())
+    assert plan.stages[0].predicted.exposed_us < blind[0][1].exposed_us
+    assert not find_plan_faults(slow, plan)
+    simulated = simulate(slow, plan)
+    exposed_us = simulated.stages[0].exposed_us / MICROBATCHES
+    assert exposed_us == pytest.approx(plan.stages[0].predicted.exposed_us, abs=0.03 * simulated.period_us)
