@@ -24,7 +24,7 @@ This page is written by `python tools/write_format_docs.py` from the data classe
 SECTIONS = (
     ("Profile", (profile, ("Profile", "Origin", "Layout", "LayerKind", "UnitCost", "PassStep", "EndCost", "LinkFit",
                            "StaticRules"))),
-    ("Storages", (storages, ("StorageRow",))),
+    ("Storages", (storages, ("StorageRow", "BackwardMemory", "MemoryStep", "ReplayRoom"))),
     ("Plan", (plan_file, ("Plan", "StagePlan", "LayerPlan", "PlannedFill", "StagePrediction", "MemoryTable"))),
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from overlap_recompute.plan.profile import (
     StaticRules,
     UnitCost,
 )
-from overlap_recompute.plan.storages import StorageRow
+from overlap_recompute.plan.storages import BackwardMemory, StorageRow
 
 COUNTED_VERSION = 1
 COUNTED = "counted"
@@ -57,6 +57,8 @@ class CountedKind:
     """Elements of routed experts on this rank."""
     transient_bytes: int
     """Most that its backward pass holds besides parameters, kept and recomputed tensors."""
+    backward_memory: BackwardMemory | None = None
+    """The same step by step; None: `transient_bytes` at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,7 @@ def _layer_kind(kind: CountedKind) -> LayerKind:
         parameters=kind.parameters,
         expert_parameters=kind.expert_parameters,
         transient_bytes=kind.transient_bytes,
+        backward_memory=kind.backward_memory,
     )
 
 

@@ -15,13 +15,14 @@ last layer to the first, so a layer's working set counts above what the layers b
 tensors, which the first steps of backward free, make room for what layers bring back.
 """
 
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from overlap_recompute.plan.plan_file import MemoryTable
 from overlap_recompute.plan.profile import LayerKind, Profile, StaticRules
 from overlap_recompute.plan.split import Split, layers_of
-from overlap_recompute.plan.storages import kept_bytes_of
+from overlap_recompute.plan.storages import BackwardMemory, MemoryStep, StorageRow, kept_bytes_of
 
 MARGIN_FRACTION = 0.03
 """Of all activation terms: blocks that an allocator rounds up, and gaps that it cannot fill. Weights, gradients and
@@ -87,36 +88,74 @@ def layer_kept_bytes(kind: LayerKind, dropped: Set[str]) -> int:
     return kept_bytes_of(kind.storages, dropped)
 
 
-def layer_working_set_bytes(kind: LayerKind, dropped: Set[str]) -> int:
+def layer_working_set_bytes(kind: LayerKind, dropped: Set[str], *, gradient_is_kept: bool = False) -> int:
     """Most that a layer's backward pass holds above what the layer kept.
 
     Units come back when a step of the backward pass needs them and go when the last such step is done; what was kept of
-    units that no later step needs is gone as well. Gradients on their way (`transient_bytes`) come on top.
+    units that no later step needs is gone as well, and what only replays read goes with the last of them. What lives
+    besides in a step, gradients on their way, comes on top of what is held in that step (`BackwardMemory`); where only
+    its maximum is known (`transient_bytes`), it counts in every step.
 
     Args:
         kind: the layer.
         dropped: its dropped units, all replayed on demand.
+        gradient_is_kept: leave the gradient of its output out: somebody else counts it.
     """
     reads = {unit.name: unit.reads for unit in kind.units}
-    steps = [step.needs for step in kind.backward] or [()]
-    last_use = {unit: index for index, needs in enumerate(steps) for unit in needs}
-    # A unit of which no step says that it needs it counts all the time.
+    memory = kind.backward_memory or _at_any_time(kind)
+    last_use = {unit: index for index, step in enumerate(memory.steps) for unit in step.needs}
+    room = {each.unit: each.nbytes for each in memory.replays}
+    # A unit of which no step says that it needs it counts all the time, and what it reads.
     replayed = set(dropped) - _replayed_for([*last_use], reads, dropped)
+    rows = [_Row(row, dropped, last_use, replayed) for row in kind.storages if row.is_wanted(dropped)]
     peak_bytes = 0
-    for index, needs in enumerate(steps):
-        now = _replayed_for(needs, reads, dropped) - replayed
-        replayed |= now
-        held_bytes = 0
-        for row in kind.storages:
-            if row.maker is None:
-                continue
-            is_over = last_use.get(row.maker, index) < index
-            if row.is_brought_back(dropped) and row.maker in replayed:
-                held_bytes += 0 if is_over or (not row.held and row.maker not in now) else row.nbytes
-            elif is_over and row.is_kept(dropped):
-                held_bytes -= row.nbytes
-        peak_bytes = max(peak_bytes, held_bytes)
-    return peak_bytes + kind.transient_bytes
+    for index, step in enumerate(memory.steps):
+        other_bytes = -step.freed_bytes - (step.gradient_bytes if gradient_is_kept else 0)
+        now = _replayed_for(step.needs, reads, dropped) - replayed
+        for unit in (each for each in reads if each in now):
+            made_bytes = _made_bytes(rows, unit, held=True) + max(
+                room.get(unit, 0), _made_bytes(rows, unit, held=False)
+            )
+            held_bytes = sum(row.above_kept_bytes(index, replayed) for row in rows) + made_bytes
+            peak_bytes = max(peak_bytes, step.start_bytes + held_bytes + other_bytes)
+            replayed.add(unit)
+        held_bytes = sum(row.above_kept_bytes(index, replayed) for row in rows)
+        peak_bytes = max(peak_bytes, step.peak_bytes + held_bytes + other_bytes)
+    return peak_bytes
+
+
+def _at_any_time(kind: LayerKind) -> BackwardMemory:
+    """The steps of a layer of which only the maximum is known."""
+    most_bytes = kind.transient_bytes
+    return BackwardMemory(
+        steps=tuple(
+            MemoryStep(needs=needs, start_bytes=most_bytes, peak_bytes=most_bytes)
+            for needs in [step.needs for step in kind.backward] or [()]
+        )
+    )
+
+
+class _Row:
+    """A row that a choice of dropped units keeps or brings back."""
+
+    __slots__ = ("nbytes", "maker", "held", "is_kept", "_readers", "_until")
+
+    def __init__(self, row: StorageRow, dropped: Set[str], last_use: Mapping[str, int], always: Set[str]) -> None:
+        self.nbytes, self.maker, self.held, self.is_kept = row.nbytes, row.maker, row.held, row.is_kept(dropped)
+        self._readers = {unit for unit in row.replay_readers if unit in dropped}
+        last = sys.maxsize if row.maker is None else last_use.get(row.maker, sys.maxsize)
+        self._until = sys.maxsize if self._readers & always else last if row.held else -1
+
+    def above_kept_bytes(self, index: int, replayed: Set[str]) -> int:
+        """Its bytes in a step above those that were kept: more of what is back, less of what has gone."""
+        if self._until >= index or not self._readers <= replayed:
+            return self.nbytes if self.maker in replayed else 0
+        return -self.nbytes if self.is_kept else 0
+
+
+def _made_bytes(rows: Sequence[_Row], unit: str, *, held: bool) -> int:
+    """What a replay of a unit brings back for backward (held), or for other replays alone."""
+    return sum(row.nbytes for row in rows if row.maker == unit and row.held == held)
 
 
 def _replayed_for(needs: Sequence[str], reads: Mapping[str, Sequence[str]], dropped: Set[str]) -> set[str]:
@@ -186,9 +225,14 @@ def _chunk_working_set_bytes(
     # With one matrix for both ends, autograd holds the head's part of its gradient until the embedding's is there.
     waiting_bytes = profile.tied_parameters * profile.static.parameter_bytes if is_first and len(split) == 1 else 0
     most_bytes = 0
-    for layer in reversed(layers_of(split)[stage][chunk]):
+    layers = layers_of(split)[stage][chunk]
+    for layer in reversed(layers):
         kind, units = profile.kind_of(layer), dropped.get(layer, NOTHING)
-        most_bytes = max(most_bytes, layer_working_set_bytes(kind, units) + waiting_bytes - freed_bytes)
+        # The gradient that another stage has sent lives through the whole pass: it counts as a transfer, and for the
+        # layer that it enters not a second time.
+        is_sent = layer == layers[-1] and not is_last
+        working_bytes = layer_working_set_bytes(kind, units, gradient_is_kept=is_sent)
+        most_bytes = max(most_bytes, working_bytes + waiting_bytes - freed_bytes)
         freed_bytes += layer_kept_bytes(kind, units)
     if is_first:
         most_bytes = max(most_bytes, profile.embedding.transient_bytes + waiting_bytes - freed_bytes)
@@ -196,9 +240,16 @@ def _chunk_working_set_bytes(
 
 
 def _transfer_bytes(profile: Profile, stage: int, stages: int, chunks: int) -> int:
-    """Tensors between stages that nobody counts as kept: an output and a gradient on their way out, a gradient in."""
+    """Most tensors between stages, in a backward pass, that nobody counts as kept.
+
+    To and from the stage behind: an output on its way out, and the gradient that came in, which the pass holds to its
+    end. To and from the one before: a gradient on its way out, and the next input, for which a receive is posted. One
+    more receive, for the gradient after that, is posted where no forward pass of this stage lies in between: when
+    forward passes end, on the first stage; with interleaving between the last stage's passes through two chunks.
+    """
     if stages == 1:
         return 0
     behind = stage < stages - 1 or chunks > 1
     before = stage > 0 or chunks > 1
-    return profile.boundary_bytes * (2 * behind + before)
+    is_early = stage == (0 if chunks == 1 else stages - 1)
+    return profile.boundary_bytes * (2 * (behind + before) + is_early)

@@ -56,6 +56,7 @@ class ReplayRoom:
     """What a unit takes while it runs."""
 
     unit: str
+    """By the name that policies use."""
     nbytes: int
     """Most that it holds at one time besides its arguments and the held storages that it makes."""
 

@@ -153,6 +153,12 @@ def _check_kind(kind: LayerKind, place: Place) -> None:
         _known(row.replay_readers, names, here, "replay_readers")
     _check_steps(kind.forward, names, place.at("forward"))
     _check_steps(kind.backward, names, place.at("backward"))
+    if kind.backward_memory is not None:
+        here, steps = place.at("backward_memory"), kind.backward_memory.steps
+        here.require(bool(steps), "steps", "empty", "at least one step")
+        for number, step in enumerate(steps):
+            _known(step.needs, names, here.at(f"steps[{number}]"), "needs")
+        _known((each.unit for each in kind.backward_memory.replays), names, here, "replays")
 
 
 def _check_steps(steps: Pass, names: Collection[str], place: Place) -> None:

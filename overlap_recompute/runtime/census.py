@@ -5,7 +5,7 @@ NOTE [ rows ]
 2. It is held if autograd still holds it when the forward pass is over; the units that take it as an argument read it.
 3. It belongs to the part (layer) that sees it first: a layer's input to the layer, its output to the next one.
 4. Parameters and buffers are left out.
-5. Backward shows in which order it reads what units made.
+5. Backward shows in which order it reads what units made, and what lives besides at each step (`backward_steps`).
 
 Works on real tensors and on fake ones (`torch._subclasses.FakeTensorMode`), on which it takes no memory and no time.
 """
@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from overlap_recompute.plan.storages import StorageRow
+from overlap_recompute.plan.storages import BackwardMemory, ReplayRoom, StorageRow
+from overlap_recompute.runtime.backward_steps import BackwardSteps
 from overlap_recompute.runtime.live_bytes import LiveBytes, StorageRecord
 from overlap_recompute.runtime.storages import storage_of
 from overlap_recompute.runtime.trees import tensors_in
@@ -52,6 +53,22 @@ class _Seen:
         return any(ref() is not None for ref in self.saved)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    """A call of a unit in the forward pass."""
+
+    part: int
+    unit: str
+    before_bytes: int
+    peak_bytes: int
+    made: list[_Seen] = field(default_factory=list)
+
+    def room_bytes(self) -> int:
+        """Most that it held besides its arguments and what autograd still holds of what it made."""
+        held_bytes = sum(seen.record.nbytes for seen in self.made if seen.is_held())
+        return max(0, self.peak_bytes - self.before_bytes - held_bytes)
+
+
 class Census:
     """Looks at one forward and backward pass of a model.
 
@@ -70,7 +87,12 @@ class Census:
         self._live = live
         self._static = {id(self._record(tensor)) for tensor in static if self._record(tensor) is not None}
         self._seen: dict[int, _Seen] = {}
-        self._running: str | None = None
+        self.steps = BackwardSteps(live)
+        """Told by whoever knows which part's backward pass begins."""
+        self._room: dict[int, dict[str, int]] = {}
+        self._calls: list[_Call] = []
+        self._running: list[_Call] = []
+        live.on_growth = self._grow
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -79,7 +101,11 @@ class Census:
             yield
         for seen in self._seen.values():
             if seen.is_held():
-                self._live.keep(seen.record)
+                self._live.keep(seen.record, (seen.part, seen.maker))
+        for call in self._calls:
+            room = self._room.setdefault(call.part, {})
+            room[call.unit] = max(room.get(call.unit, 0), call.room_bytes())
+        self._calls.clear()
 
     def call(self, unit: str, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
         """Call a unit of the part that runs, and note what it takes and gives."""
@@ -90,7 +116,9 @@ class Census:
                 seen.readers.add(unit)
                 if seen.maker not in (None, unit):
                     reads.add(str(seen.maker))
-        outer, self._running = self._running, unit
+        live_bytes = self._live.live_bytes
+        call = _Call(part=self.part, unit=unit, before_bytes=live_bytes, peak_bytes=live_bytes)
+        self._running.append(call)
         try:
             output = function(*args, **options)
             for tensor in tensors_in((output,)):
@@ -98,7 +126,8 @@ class Census:
                 if seen is not None and seen.maker == unit:
                     seen.is_output = True
         finally:
-            self._running = outer
+            self._running.pop()
+        self._calls.append(call)
         return output
 
     def rows(self, part: int) -> tuple[StorageRow, ...]:
@@ -116,6 +145,21 @@ class Census:
             for (maker, is_output, held, readers), nbytes in sums.items()
         )
 
+    def backward_memory(self, part: int, rows: Sequence[StorageRow]) -> BackwardMemory | None:
+        """What the backward pass of a part took, when it is over; None if nobody followed it. `rows` are the part's."""
+        steps, room = self.steps.of(part, rows), self._room.get(part, {})
+        if not steps:
+            return None
+        return BackwardMemory(
+            steps=steps,
+            replays=tuple(ReplayRoom(unit=unit, nbytes=nbytes) for unit, nbytes in room.items() if nbytes),
+        )
+
+    def _grow(self) -> None:
+        for call in self._running:
+            call.peak_bytes = max(call.peak_bytes, self._live.live_bytes)
+        self.steps.sample()
+
     def _pack(self, tensor: Tensor) -> _Saved:
         seen = self._see(tensor)
         # Detached as the runtime's: an output of its own node would keep the node, and itself, alive.
@@ -130,6 +174,7 @@ class Census:
             order = self.needs.setdefault(seen.part, [])
             if not order or order[-1] != seen.maker:
                 order.append(seen.maker)
+            self.steps.read(seen.part, seen.maker)
         return saved.tensor
 
     def _see(self, tensor: Tensor) -> _Seen | None:
@@ -138,8 +183,11 @@ class Census:
             return None
         seen = self._seen.get(id(record))
         if seen is None:
-            seen = _Seen(record=record, part=self.part, maker=self._running)
+            running = self._running[-1] if self._running else None
+            seen = _Seen(record=record, part=self.part, maker=None if running is None else running.unit)
             self._seen[id(record)] = seen
+            for call in self._running:
+                call.made.append(seen)
         return seen
 
     def _record(self, tensor: Tensor) -> StorageRecord | None:

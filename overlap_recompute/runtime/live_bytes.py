@@ -1,6 +1,8 @@
 """Bytes of the storages that operations make, exactly and at any time: also of fake tensors, which take no memory."""
 
 import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from overlap_recompute.runtime.trees import tensors_in
 class StorageRecord:
     """One storage, from the operation that made it, or from when it was first seen, to its death."""
 
-    __slots__ = ("nbytes", "is_counted", "is_kept", "ref")
+    __slots__ = ("nbytes", "is_counted", "is_kept", "group", "ref")
 
     def __init__(self, nbytes: int, is_counted: bool) -> None:
         self.nbytes = nbytes
@@ -21,6 +23,8 @@ class StorageRecord:
         """Whether an operation under the mode made it."""
         self.is_kept = False
         """Whether it was declared kept for backward (`LiveBytes.keep`)."""
+        self.group: Hashable = None
+        """In which sum of kept bytes it is."""
         self.ref: weakref.ref[torch.UntypedStorage] | None = None
 
 
@@ -35,6 +39,10 @@ class LiveBytes(TorchDispatchMode):
         self.live_bytes = 0
         self.kept_bytes = 0
         """The part of it that was declared kept."""
+        self.kept_of: Counter[Hashable] = Counter()
+        """The same by group."""
+        self.on_growth: Callable[[], None] | None = None
+        """Called whenever more lives than before."""
         self.peak_bytes = 0
         """Most that lived since `start_span`."""
         self.besides_peak_bytes = 0
@@ -70,15 +78,15 @@ class LiveBytes(TorchDispatchMode):
             change = storage.nbytes() - record.nbytes
             record.nbytes += change
             self.live_bytes += change if record.is_counted else 0
-            self.kept_bytes += change if record.is_kept else 0
+            self._add_kept(record, change)
         return record.nbytes
 
-    def keep(self, record: StorageRecord) -> None:
-        """Declare that a storage is kept for backward."""
+    def keep(self, record: StorageRecord, group: Hashable = None) -> None:
+        """Declare that a storage is kept for backward, as one of a group."""
         self.measure(record)
         if record.is_counted and not record.is_kept and record.ref is not None and record.ref() is not None:
-            record.is_kept = True
-            self.kept_bytes += record.nbytes
+            record.is_kept, record.group = True, group
+            self._add_kept(record, record.nbytes)
 
     def start_span(self) -> None:
         """Let peaks begin at what lives now."""
@@ -88,11 +96,17 @@ class LiveBytes(TorchDispatchMode):
     def _note(self) -> None:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         self.besides_peak_bytes = max(self.besides_peak_bytes, self.live_bytes - self.kept_bytes)
+        if self.on_growth is not None:
+            self.on_growth()
+
+    def _add_kept(self, record: StorageRecord, nbytes: int) -> None:
+        if record.is_kept:
+            self.kept_bytes += nbytes
+            self.kept_of[record.group] += nbytes
 
     def _forget(self, key: int, record: StorageRecord) -> None:
         if record.is_counted:
             self.live_bytes -= record.nbytes
-        if record.is_kept:
-            self.kept_bytes -= record.nbytes
+        self._add_kept(record, -record.nbytes)
         if self._records.get(key) is record:
             del self._records[key]

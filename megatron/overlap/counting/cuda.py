@@ -1,7 +1,8 @@
 """What the kernels of a GPU save in place of what was counted on a CPU.
 
 Autograd refuses fake CUDA tensors where torch was built without CUDA, so the rows of dense layers come from the table
-of `overlap_recompute/plan/kept_bytes.py`, which has a GPU's kernels. Ends and gradients on their way stay as counted.
+of `overlap_recompute/plan/kept_bytes.py`, which has a GPU's kernels. Ends and gradients on their way stay as counted;
+of held storages of no unit, which are others on a GPU, none counts as gone before the layer's backward pass is over.
 """
 
 from dataclasses import replace
@@ -10,6 +11,7 @@ from megatron.pretrain.config import PretrainConfig
 from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.kept_bytes import CPU, CUDA, FLASH, FP32_BYTES, MATH, UNFUSED, LayerShape, storage_rows
+from overlap_recompute.plan.storages import BackwardMemory
 
 _HALF_BYTES = 2
 
@@ -27,7 +29,16 @@ def as_on_cuda(counted: CountedModel, config: PretrainConfig) -> CountedModel:
             "count with --device cpu",
         )
     rows = storage_rows(shape_of_layer(config, CUDA))
-    return replace(counted, device=CUDA, kinds=tuple(replace(kind, storages=rows) for kind in counted.kinds))
+    kinds = tuple(
+        replace(kind, storages=rows, backward_memory=_without_room(kind.backward_memory)) for kind in counted.kinds
+    )
+    return replace(counted, device=CUDA, kinds=kinds)
+
+
+def _without_room(memory: BackwardMemory | None) -> BackwardMemory | None:
+    if memory is None:
+        return None
+    return replace(memory, steps=tuple(replace(step, freed_bytes=0) for step in memory.steps))
 
 
 def shape_of_layer(config: PretrainConfig, backend: str = CPU) -> LayerShape:

@@ -141,6 +141,7 @@ def _kind(layer: nn.Module, index: int, passes: _Passes) -> CountedKind:
         parameters=dense,
         expert_parameters=routed,
         transient_bytes=passes.sites.besides_bytes[index],
+        backward_memory=passes.census.backward_memory(index, passes.rows[index]),
     )
 
 

@@ -50,11 +50,11 @@ class CountedSites:
         def followed(*args: Any, **options: Any) -> Any:
             hidden = options.get("hidden_states", args[0] if args else None)
             if self._census.part == OUTSIDE and isinstance(hidden, Tensor):
-                hidden.register_hook(lambda _: self._begin(OUTSIDE))
+                hidden.register_hook(lambda gradient: self._begin(OUTSIDE, gradient))
             self._census.part = layer
             output = forward(*args, **options)
             result = output[0] if isinstance(output, tuple) else output
-            result.register_hook(lambda _: self._begin(layer))
+            result.register_hook(lambda gradient: self._begin(layer, gradient))
             self.boundary_bytes = result.untyped_storage().nbytes()
             self._census.part = HEAD
             return output
@@ -70,11 +70,12 @@ class CountedSites:
         """The embedding's has ended."""
         self._end()
 
-    def _begin(self, part: int) -> None:
+    def _begin(self, part: int, gradient: Tensor) -> None:
         """The gradient of a part's output is there."""
         self._end()
         self._behind = part
         self._live.start_span()
+        self._census.steps.begin(part, gradient)
 
     def _end(self) -> None:
         self.besides_bytes[self._behind] = self._live.besides_peak_bytes

@@ -59,4 +59,5 @@ def _of_group(counted: CountedModel, group: range) -> Iterator[CountedKind]:
             storages=(source,) if place == 0 else (),
             backward_needs=(),
             transient_bytes=transient_bytes if place == len(kinds) - 1 else 0,
+            backward_memory=None,
         )

@@ -66,14 +66,14 @@ def test_a_first_and_a_last_stage() -> None:
     first = stage_memory(profile, ((2,), (2,)), 0, dropped, (2,), prefetch_cap_bytes=400, margin_fraction=0.1)
     assert first.kept_bytes == 2 * (200 + 2 * 200)  # embedding and two layers of two microbatches
     assert first.working_set_bytes == 1300 and first.head_bytes == 0
-    assert first.communication_bytes == 2 * 100  # an output and a gradient
+    assert first.communication_bytes == 3 * 100  # an output, a gradient, and the next one
     assert first.margin_bytes == (1200 + 400 + 1300) // 10
     last = stage_memory(profile, ((2,), (2,)), 1, dropped, (1,), margin_fraction=0)
     assert last.kept_bytes == 200 + 2 * 200
     # When the layers run backward, what the head kept is gone; the head itself needs less than they do.
     assert last.working_set_bytes == 1300 - 200 and last.head_bytes == 0
-    assert last.communication_bytes == 100
-    assert last.total_bytes == 4 * 4000 * (1 + 1 + 2) + 600 + 1100 + 100
+    assert last.communication_bytes == 2 * 100  # a gradient and the next input
+    assert last.total_bytes == 4 * 4000 * (1 + 1 + 2) + 600 + 1100 + 200
 
 
 def test_a_head_that_needs_more_than_a_layer() -> None:
