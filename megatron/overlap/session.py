@@ -77,7 +77,7 @@ class OverlapSession:
             rng_providers=(TrackerRng(),),
             journal=journal,
             verify=settings.verify,
-            replay_inner_hooks=_gathers_in_hooks(chunks),
+            replay_inner_hooks=gathers_in_hooks(chunks),
         )
         self.figures = Figures(settings.device, settings.predicted)
         try:
@@ -102,7 +102,7 @@ class OverlapSession:
 
     def _attach(self, chunks: Sequence[DistributedDataParallel]) -> int:
         """Name the units, settle the policy; returns how many units a window of a GPU takes."""
-        binder = Binder(self.runtime, self._replacements, replays_hooks=_gathers_in_hooks(chunks))
+        binder = Binder(self.runtime, self._replacements, replays_hooks=gathers_in_hooks(chunks))
         layers = TransformerLayerAdapter(binder).attach_all(chunks)
         for chunk in chunks:
             # The wrapper's own `buffers` are those of gradients; parameters are views of others, whose storage counts.
@@ -219,7 +219,7 @@ class OverlapSession:
         ]
 
 
-def _gathers_in_hooks(chunks: Sequence[DistributedDataParallel]) -> bool:
+def gathers_in_hooks(chunks: Sequence[DistributedDataParallel]) -> bool:
     """Whether every module has the hooks of --overlap-param-gather; a replay finds all parameters gathered."""
     return any(chunk.use_forward_hook for chunk in chunks)
 

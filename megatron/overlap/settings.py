@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from overlap_recompute.plan.policy_text import Drop
+from overlap_recompute.plan.run_trace import TraceOrigin
 from overlap_recompute.plan.windows import WindowKind
 
 
@@ -44,6 +45,8 @@ class OverlapSettings:
     """Compare every replay with what was dropped."""
     trace_folder: Path | None
     """Where to write this rank's trace."""
+    trace_origin: TraceOrigin | None = None
+    """What it says about the run; None: nothing."""
     flags: str
     """The flags as one text; must be the same on all ranks."""
     device: torch.device

@@ -28,7 +28,8 @@ class StepTrace:
             ConfigError: the folder cannot be written.
         """
         try:
-            self._writer = TraceWriter(folder, settings.rank, f"rank {settings.rank} (stage {settings.stage})")
+            label = f"rank {settings.rank} (stage {settings.stage})"
+            self._writer = TraceWriter(folder, settings.rank, label, settings.trace_origin)
         except OSError as error:
             raise ConfigError(
                 f"--overlap-recompute-trace {folder}, which cannot be written ({error})",

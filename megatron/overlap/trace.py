@@ -2,10 +2,11 @@
 
 Four lanes: `schedule` has forward and backward passes under the names of their actions (`0F3`: chunk 0, microbatch 3),
 `windows` the waits by kind, `hidden` and `exposed` the recomputed units (`R(L7.linear_fc1) 0.3`). Times are those of
-the host; on a GPU a recompute is as long as its launch.
+the host; on a GPU a recompute is as long as its launch. A metadata event says which plan or policy the run carried out.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron.overlap.window_log import Window
+from overlap_recompute.plan.run_trace import LANES, RUN_EVENT, TraceOrigin
 from overlap_recompute.runtime import Journal
 from overlap_recompute.runtime import Kind as JournalKind
 
 logger = logging.getLogger(__name__)
 
-LANES = ("schedule", "windows", "hidden", "exposed")
 MOST_SPANS = 1_000_000
 """A trace ends there: larger ones open nowhere, and a long run would fill the disk."""
 
@@ -28,11 +29,12 @@ MOST_SPANS = 1_000_000
 class TraceWriter:
     """Writes spans as they come; the file gets its name when it is complete. A write that fails ends the trace only."""
 
-    def __init__(self, folder: Path, rank: int, label: str) -> None:
+    def __init__(self, folder: Path, rank: int, label: str, origin: TraceOrigin | None = None) -> None:
         """Args:
         folder: made if it is not there.
         rank: of the whole job; the process number in the trace, and the name of the file.
         label: what to call the rank.
+        origin: what to say about the run.
 
         Raises:
             OSError: the folder cannot be made or written.
@@ -46,6 +48,8 @@ class TraceWriter:
         self._to_wall_ns = time.time_ns() - time.perf_counter_ns()
         self._separator = "[\n"
         self._add({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": label}})
+        if origin is not None:
+            self._add({"ph": "M", "name": RUN_EVENT, "pid": rank, "args": dataclasses.asdict(origin)})
         for number, lane in enumerate(LANES):
             place = {"ph": "M", "pid": rank, "tid": number}
             self._add({**place, "name": "thread_name", "args": {"name": lane}})

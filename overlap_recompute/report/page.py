@@ -10,16 +10,20 @@ from overlap_recompute.report import pictures
 from overlap_recompute.report.axes import shown
 from overlap_recompute.report.decisions import decision_rows, memory_rows
 from overlap_recompute.report.markup import element, table, text
-from overlap_recompute.report.passes import blocks_of, worth_a_look
+from overlap_recompute.report.measured import Measured
+from overlap_recompute.report.measured_section import section
 from overlap_recompute.report.style import CSS
+from overlap_recompute.report.timelines import timeline
 from overlap_recompute.simulator.timeline import SimulationResult
 
 _GIB = 1 << 30
 _BASES = ("stock-full", "full")
 """Arms that the others are compared with; the first that is there."""
+SIMULATED = (
+    "Every figure {where} comes from a simulation of the schedule's action lists with the costs of the profile; "
+    "nothing here was measured while the page was made."
+)
 LIMITS = (
-    "Every figure on this page comes from a simulation of the schedule's action lists with the costs of the profile; "
-    "nothing here was measured while it was made.",
     "An analytic profile prices operations by roofline and transfers by alpha and beta. A real device differs by its "
     "kernels, clocks, temperature and neighbours.",
     "All tensor-parallel ranks of a stage are taken to be alike, and all microbatches to cost the same.",
@@ -56,6 +60,8 @@ class Report:
     command: str
     made: str
     """Date."""
+    measured: Measured | None = None
+    """A real run of the drawn arm's plan."""
 
 
 def render(report: Report) -> str:
@@ -65,6 +71,7 @@ def render(report: Report) -> str:
         *_head(report, arm),
         *_comparison(report),
         *_timeline(arm),
+        *(section(report.measured, arm.result) if report.measured is not None else []),
         *_memory(report, arm),
         *_stages(arm),
         *_decisions(report, arm),
@@ -155,27 +162,9 @@ def _comparison(report: Report) -> list[str]:
 
 
 def _timeline(arm: Arm) -> list[str]:
-    blocks, loose = blocks_of(arm.result.spans)
-    until_us = pictures.drawn_until_us(blocks)
-    cut = "" if until_us >= max((block.end_us for block in blocks), default=0.0) else " Only the beginning is drawn."
-    names = (
-        ("forward", "forward pass"), ("backward", "backward pass"), ("hidden", "hidden recompute"),
-        ("exposed", "exposed recompute"), ("wait", "waiting"), ("tp", "collective"), ("pp", "pipeline transfer"),
-    )  # fmt: skip
-    legend = [element("span", element("i", class_=css), text(name)) for css, name in names]
-    whole = (
-        "Time in ms. A block is one pass with the number of its microbatch; at its foot the recompute in it, hidden "
-        f"and exposed. Hold the pointer on a block for its times.{cut}"
-    )
-    begin_us, end_us = worth_a_look(blocks)
     close = "Two passes in the middle of it, piece by piece: windows, what fills them, and under each stage its links."
-    overview = pictures.overview(blocks, loose, len(arm.result.stages), until_us)
-    return [
-        element("h2", text(f"Timeline of {arm.name}")),
-        element("div", *legend, class_="legend"),
-        element("figure", overview, element("figcaption", text(whole))),
-        element("figure", pictures.lanes(arm.result, begin_us, end_us), element("figcaption", text(close))),
-    ]
+    names = pictures.stage_names(len(arm.result.stages))
+    return [element("h2", text(f"Timeline of {arm.name}")), *timeline(arm.result.spans, names, close)]
 
 
 def _memory(report: Report, arm: Arm) -> list[str]:
@@ -225,6 +214,7 @@ def _decisions(report: Report, arm: Arm) -> list[str]:
 
 def _method(report: Report) -> list[str]:
     origin = report.profile.origin
+    where = "on this page" if report.measured is None else "outside of the section Measured"
     software = ", ".join(f"{name} {version}" for name, version in origin.software)
     facts: Sequence[str] = [
         f"Profile: {origin.source}, {origin.hardware}, {origin.taken}{', ' + software if software else ''}.",
@@ -236,5 +226,5 @@ def _method(report: Report) -> list[str]:
         element("h2", text("Method and limits")),
         *[element("p", text(fact)) for fact in facts],
         element("pre", text(report.command)),
-        element("ul", *[element("li", text(limit)) for limit in LIMITS]),
+        element("ul", *[element("li", text(limit)) for limit in (SIMULATED.format(where=where), *LIMITS)]),
     ]

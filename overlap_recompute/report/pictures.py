@@ -21,15 +21,20 @@ _MOST_POINTS = 1200
 _GIB = 1 << 30
 
 
-def overview(blocks: Sequence[Block], loose: Sequence[Span], stages: int, end_us: float) -> str:
-    """Passes of each stage with their microbatches up to `end_us`; at the foot of each its hidden and exposed
-    recompute, together as long as they take."""
+def stage_names(stages: int) -> tuple[str, ...]:
+    """Names of the rows of simulated stages."""
+    return tuple(f"stage {stage}" for stage in range(stages))
+
+
+def overview(blocks: Sequence[Block], loose: Sequence[Span], names: Sequence[str], end_us: float) -> str:
+    """Passes of each row (a stage, or a rank) with their microbatches up to `end_us`; at the foot of each its hidden
+    and exposed recompute, together as long as they take."""
     scale = (WIDTH - _LEFT - _RIGHT) / end_us
     row = _BLOCK + 10.0
-    parts = _time_axis(0.0, end_us, scale, _TOP + stages * row)
-    for stage in range(stages):
-        y = _TOP + stage * row
-        parts += [label(4.0, y + 17.0, f"stage {stage}"), rectangle(_LEFT, y, end_us * scale, _BLOCK, "wait")]
+    parts = _time_axis(0.0, end_us, scale, _TOP + len(names) * row)
+    for number, name in enumerate(names):
+        y = _TOP + number * row
+        parts += [*_row_name(name, y + 1.0), rectangle(_LEFT, y, end_us * scale, _BLOCK, "wait")]
     for block in blocks:
         if block.begin_us < end_us:
             parts += _block(block, scale, _TOP + block.stage * row)
@@ -37,7 +42,16 @@ def overview(blocks: Sequence[Block], loose: Sequence[Span], stages: int, end_us
         if span.begin_us < end_us:
             place = (_LEFT + span.begin_us * scale, _TOP + span.stage * row, (span.end_us - span.begin_us) * scale)
             parts.append(rectangle(*place, _BLOCK, _css(span), _tooltip(span)))
-    return picture(WIDTH, _TOP + stages * row + 4.0, "Passes of each stage over time", parts, minimum_px=MINIMUM_PX)
+    height = _TOP + len(names) * row + 4.0
+    return picture(WIDTH, height, "Passes over time, row by row", parts, minimum_px=MINIMUM_PX)
+
+
+def _row_name(name: str, y: float) -> list[str]:
+    """One line in the middle of its row's bar, or two of them."""
+    first, _, second = name.partition("\n")
+    if not second:
+        return [label(4.0, y + 16.0, first)]
+    return [label(4.0, y + 10.0, first), label(4.0, y + 24.0, second, "soft")]
 
 
 def _block(block: Block, scale: float, y: float) -> list[str]:
@@ -66,14 +80,13 @@ def drawn_until_us(blocks: Sequence[Block]) -> float:
     return sorted(block.begin_us for block in blocks)[_MOST_BLOCKS]
 
 
-def lanes(result: SimulationResult, begin_us: float, end_us: float) -> str:
-    """Passes, recompute, waits and links of each stage from `begin_us` to `end_us`, piece by piece."""
-    spans = [span for span in result.spans if span.begin_us < end_us and span.end_us > begin_us]
-    stages = len(result.stages)
+def lanes(spans: Sequence[Span], names: Sequence[str], begin_us: float, end_us: float) -> str:
+    """Passes, recompute, waits and links of each row from `begin_us` to `end_us`, piece by piece."""
+    spans = [span for span in spans if span.begin_us < end_us and span.end_us > begin_us]
     scale = (WIDTH - _LEFT - _RIGHT) / (end_us - begin_us)
-    parts = _time_axis(begin_us, end_us, scale, _TOP + stages * _ROW)
-    for stage in range(stages):
-        parts.append(label(4.0, _TOP + stage * _ROW + 14.0, f"stage {stage}"))
+    parts = _time_axis(begin_us, end_us, scale, _TOP + len(names) * _ROW)
+    for number, name in enumerate(names):
+        parts += _row_name(name, _TOP + number * _ROW - 2.0)
     # Waits lie behind everything, recompute on top of the pass that waits for it.
     order = {"wait": 0, "compute": 1, "recompute": 2, "tp": 3, "pp": 3}
     for span in sorted(spans, key=lambda span: order[span.lane])[:_MOST_SPANS]:
@@ -82,7 +95,8 @@ def lanes(result: SimulationResult, begin_us: float, end_us: float) -> str:
         y = _TOP + span.stage * _ROW + offset
         x = _LEFT + (begin - begin_us) * scale
         parts.append(rectangle(x, y, (end - begin) * scale, height, _css(span), _tooltip(span)))
-    return picture(WIDTH, _TOP + stages * _ROW + 4.0, "What each stage does, in detail", parts, minimum_px=MINIMUM_PX)
+    height = _TOP + len(names) * _ROW + 4.0
+    return picture(WIDTH, height, "What happens in each row, in detail", parts, minimum_px=MINIMUM_PX)
 
 
 def _tooltip(span: Span) -> str:

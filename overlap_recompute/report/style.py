@@ -18,6 +18,7 @@ p, ul { max-width: 46rem; margin: .5rem 0; } li { margin: .2rem 0; }
 .soft, figcaption, .caption { color: var(--soft); }
 .badge { display: inline-block; padding: .1rem .5rem; border: 1px solid var(--exposed); border-radius: .3rem;
   color: var(--exposed); font-size: .85rem; font-weight: 600; }
+.badge.measured { border-color: var(--backward); color: var(--backward); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .tile { background: var(--card); border-radius: .4rem; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }

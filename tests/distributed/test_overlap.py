@@ -10,6 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from megatron.overlap.trace_files import merge_traces
+from overlap_recompute.cli.main import main
+from overlap_recompute.plan.digest import plan_digest
+from overlap_recompute.plan.validation import read_plan
+from overlap_recompute.report import read_traces
 from tests.distributed.conftest import ROOT, Corpus, losses, read_metrics, report, trainer
 from tests.distributed.launch import run_ranks
 from tests.distributed.test_parity import GPT
@@ -57,6 +61,24 @@ def test_the_trainer_reports_and_traces(tmp_path: pathlib.Path, corpus: Corpus) 
     names = {(event["name"], event["pid"]) for event in events}
     for rank in (0, 1):
         assert {(name, rank) for name in ("0F0", "0B3", "tp_forward", "tp_backward", "R(L3.linear_fc1) 0.0")} <= names
+
+
+def test_a_trace_says_which_plan_it_is_of(tmp_path: pathlib.Path, corpus: Corpus) -> None:
+    """A run that measures, plans and traces; its profile and its trace make a page."""
+    profile, plan, traces = tmp_path / "profile.json", tmp_path / "plan.json", tmp_path / "traces"
+    measuring = "--overlap-recompute-profile-warmup 1 --overlap-recompute-profile-iterations 2".split()
+    auto = ["--overlap-recompute", "--overlap-recompute-auto", "--overlap-recompute-memory-gib", "4", *measuring]
+    files = ["--overlap-recompute-profile", str(profile), "--overlap-recompute-trace", str(traces)]
+    short = [*GPT, *TP2, "--train-iters", "6", "--eval-iters", "0", *corpus.flags]
+    results = run_ranks(trainer(*short, *auto, *files), 2)
+    assert all(result.returncode == 0 for result in results), report(results)
+    assert main(["plan", str(profile), "--memory-gib", "4", "--output", str(plan)]) == 0
+    digests = {trace.origin.plan_digest for trace in read_traces(traces)}
+    assert digests == {plan_digest(read_plan(plan))}
+    page = tmp_path / "page.html"
+    words = ["report", str(profile), str(plan), "--trace", str(traces), "--arms", "full", "--output", str(page)]
+    assert main(words) == 0
+    assert "measured: 2 ranks, " in page.read_text() and "of the trace, of median length among 2 " in page.read_text()
 
 
 def test_the_peak_of_the_process_falls_by_what_is_dropped() -> None:

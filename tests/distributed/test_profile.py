@@ -1,9 +1,12 @@
 """A run measures a profile, changes no number by it, and carries out a plan made from it (docs/profile.md)."""
 
 import pathlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
+
+import pytest
 
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.plan_file import PLAN_VERSION, LayerPlan, MemoryTable, Plan, StagePlan, StagePrediction
@@ -19,6 +22,7 @@ SHORT = (
     "--attention-dropout 0.1"
 ).split()
 FEW = "--overlap-recompute-profile-warmup 1 --overlap-recompute-profile-iterations 2".split()
+BYTES_PER_MIB = 1 << 20
 LINK = "--emulate-link-gbps 0.4".split()
 NO_MEMORY = MemoryTable(
     parameters_bytes=0, gradients_bytes=0, optimizer_bytes=0, kept_bytes=0, prefetched_bytes=0, working_set_bytes=0,
@@ -168,6 +172,11 @@ def changed_trainer(mode: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "tests.distributed.plan_ranks", mode, *words, "--distributed-backend", "gloo"]
 
 
+def kept_when_measured(text: str) -> list[float]:
+    """What measurements kept for backward, in MiB."""
+    return [float(mib) for mib in re.findall(r"every unit recomputed on demand: ([0-9.]+) MiB kept", text)]
+
+
 def test_a_run_plans_for_itself_again_and_again(tmp_path: pathlib.Path) -> None:
     layout = ["--tensor-model-parallel-size", "2", *LINK]
     auto = [*layout, "--overlap-recompute", "--overlap-recompute-auto", *FEW]
@@ -183,6 +192,10 @@ def test_a_run_plans_for_itself_again_and_again(tmp_path: pathlib.Path) -> None:
     dropped = [extra["overlap/dropped_bytes_per_microbatch"] for extra in figures if extra]
     assert dropped[0] == dropped[2] > dropped[3] == dropped[-1] > 0
     assert all(extra["overlap/predicted_iteration_ms"] > 0 for extra in figures if extra)
+    # The first plan drops everything, so that measuring keeps what it keeps, both times.
+    kept_mib = [figures[3]["overlap/kept_peak_bytes"] / BYTES_PER_MIB] * 2
+    assert kept_when_measured(results[0].output) == pytest.approx(kept_mib, abs=0.001), report(results)
+    assert kept_mib[0] < 0.8 * figures[-1]["overlap/kept_peak_bytes"] / BYTES_PER_MIB
     changed = "measured anew, another plan is taken: layers 0-3: -input_layernorm -linear_qkv -core_attention"
     assert changed in results[0].output, report(results)
     command = trainer(*SHORT, "--train-iters", "4", *auto, "--overlap-recompute-memory-gib", "0.001")

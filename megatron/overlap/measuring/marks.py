@@ -16,6 +16,7 @@ from megatron.overlap.measuring.clocks import Clock
 from overlap_recompute.plan.windows import WindowKind
 
 
+@enum.unique
 class At(enum.Enum):
     """What happens at a mark."""
 
@@ -36,7 +37,9 @@ class At(enum.Enum):
     GRAD_INPUT = "the gradient of what the first layer got is complete"
     BACKWARD_END = "backward pass has ended"
     OUTSIDE = "a synchronous collective begins that belongs to no layer"
-    OUTSIDE_END = "it is over"
+    OUTSIDE_END = "that collective is over"
+    ASIDE = "something begins that a run without recompute does not do"
+    ASIDE_END = "that is done"
     ITERATION = "iteration begins"
     STEP_END = "all passes have ended, gradients are reduced"
     ITERATION_END = "iteration has ended"

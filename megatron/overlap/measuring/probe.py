@@ -103,12 +103,13 @@ class Probe:
                 seen.readers.add(name)
                 if seen.maker not in (None, name):
                     found.reads.add(str(seen.maker))
-        before, self._running = self._states(), name
+        before, self._running = generator_states(self._device), name
         try:
             output = function(*args, **options)
         finally:
             self._running = None
-        found.is_random |= any(not torch.equal(old, new) for old, new in zip(before, self._states(), strict=True))
+        after = generator_states(self._device)
+        found.is_random |= any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
         self._running = name
         for tensor in _tensors(output):
             seen = self._see(tensor)
@@ -134,12 +135,14 @@ class Probe:
             self._seen[key] = seen
         return seen
 
-    def _states(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
-        tracked = get_cuda_rng_tracker().get_states()
-        return states + [state.clone() for state in tracked.values() if isinstance(state, Tensor)]
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """Of all generators that a unit may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    tracked = get_cuda_rng_tracker().get_states()
+    return states + [state.clone() for state in tracked.values() if isinstance(state, Tensor)]
 
 
 def _rows(storages: Iterable[_Seen]) -> tuple[StorageRow, ...]:

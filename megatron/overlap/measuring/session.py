@@ -1,9 +1,13 @@
-"""Measures the iterations of one rank: plain training with marks, nothing dropped, no window filled."""
+"""Measures the iterations of one rank: plain training with marks, no window filled.
+
+Nothing is dropped; or, where the model was counted, everything, so that an iteration needs no more memory than with
+recompute on demand.
+"""
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,14 +23,19 @@ from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.groups import kinds_of_groups
+from megatron.overlap.measuring.asides import without_asides
 from megatron.overlap.measuring.clocks import NS_PER_US, clock_of
 from megatron.overlap.measuring.collectives import MeasuredCollectives
+from megatron.overlap.measuring.counted_probe import CountedProbe
 from megatron.overlap.measuring.iterations import Samples, usual
 from megatron.overlap.measuring.marks import At, Marks
+from megatron.overlap.measuring.on_demand import DroppedSites, OnDemand
 from megatron.overlap.measuring.outside import OutsideCollectives
 from megatron.overlap.measuring.probe import Probe
 from megatron.overlap.measuring.sites import MeasuredSites
 from megatron.overlap.replacements import Replacements
+from megatron.overlap.session import gathers_in_hooks
+from overlap_recompute.plan.counted import CountedModel
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +62,28 @@ class MeasuringSession:
     Args:
         chunks: the model chunks, wrapped as they train.
         device: where they are.
+        counted: the model, to drop every unit that can be dropped, and to replay it on demand; None: nothing is.
     """
 
-    def __init__(self, chunks: Sequence[DistributedDataParallel], device: torch.device) -> None:
+    def __init__(
+        self, chunks: Sequence[DistributedDataParallel], device: torch.device, counted: CountedModel | None = None
+    ) -> None:
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._replacements = Replacements()
         self.marks = Marks(clock_of(device))
-        self.probe = Probe(chunks, device)
+        self.probe: Probe | CountedProbe
         self._iterations: list[Samples] = []
         self._probed: set[int] = set()
         self._counts = False
+        self.is_known = True
+        """Whether the layers are those that were counted."""
+        self._on_demand: OnDemand | None = None
         try:
-            sites = MeasuredSites(self.marks, self.probe, self._replacements)
-            binder = Binder(sites, self._replacements, replays_hooks=True)
-            TransformerLayerAdapter(binder).attach_all(chunks)
-            self.model = MeasuredModel(layers=sites.layers, refused=binder.refused)
+            if counted is None:
+                self.probe = Probe(chunks, device)
+                self.model = self._attach(MeasuredSites(self.marks, self.probe, self._replacements), chunks, True)
+            else:
+                self._drop(chunks, device, counted)
             collectives = MeasuredCollectives(self.marks, kinds_of_groups())
             hook_mappings(self._replacements, collectives)
             hook_layers(self._replacements, collectives)
@@ -76,8 +92,24 @@ class MeasuringSession:
                 forward = partial(self._model_forward, chunk.forward, number)
                 self._replacements.set(chunk, "forward", forward)
         except BaseException:
-            self._replacements.restore()
+            self.close()
             raise
+
+    def _attach(
+        self, sites: MeasuredSites, chunks: Sequence[DistributedDataParallel], replays_hooks: bool
+    ) -> MeasuredModel:
+        binder = Binder(sites, self._replacements, replays_hooks=replays_hooks)
+        TransformerLayerAdapter(binder).attach_all(chunks)
+        return MeasuredModel(layers=sites.layers, refused=binder.refused)
+
+    def _drop(self, chunks: Sequence[DistributedDataParallel], device: torch.device, counted: CountedModel) -> None:
+        replays_hooks = gathers_in_hooks(chunks)
+        self.probe = probe = CountedProbe(counted, device)
+        self._on_demand = OnDemand(self.marks, len(chunks), replays_hooks=replays_hooks)
+        sites = DroppedSites(self._on_demand.runtime, self.marks, probe, self._replacements)
+        self.model = self._attach(sites, chunks, replays_hooks)
+        self._on_demand.drop_all([chunk.module for chunk in chunks])
+        self.is_known = probe.know(self.model.layers)
 
     @contextmanager
     def iteration(self, counts: bool) -> Iterator[None]:
@@ -94,7 +126,7 @@ class MeasuringSession:
 
     def sort(self) -> None:
         """After an iteration, outside of its time: sort its marks."""
-        found, times_us = self.marks.take()
+        found, times_us = without_asides(*self.marks.take())
         if self._counts:
             samples = Samples(chunks=len(self._chunks))
             samples.add(found, times_us, self.reads)
@@ -105,7 +137,8 @@ class MeasuringSession:
         """All passes of an iteration; evaluation and update are left alone."""
         self.marks.active = True
         try:
-            yield
+            with self._on_demand.step() if self._on_demand is not None else nullcontext():
+                yield
         finally:
             self.marks.active = False
         self.marks.add(At.STEP_END)
@@ -118,7 +151,7 @@ class MeasuringSession:
             if not marks.active:
                 return run(iterator, model)
             marks.add(At.PASS, layer=chunk)
-            with nullcontext() if chunk in self._probed else self.probe.look():
+            with nullcontext() if chunk in self._probed else self.probe.look(), self._microbatch(chunk):
                 output, loss = run(iterator, model)
             self._probed.add(chunk)
             if output.requires_grad:
@@ -129,6 +162,11 @@ class MeasuringSession:
             return output, partial(self._loss, loss, chunk)
 
         return step
+
+    @property
+    def kept_peak_bytes(self) -> int | None:
+        """Most that a step kept for backward while every unit was dropped; None: none was."""
+        return None if self._on_demand is None else self._on_demand.kept_peak_bytes
 
     @property
     def samples(self) -> Samples:
@@ -146,7 +184,12 @@ class MeasuringSession:
     def close(self) -> None:
         """Take all marks back. Calling it again does nothing."""
         self.marks.active = False
+        if self._on_demand is not None:
+            self._on_demand.runtime.detach()
         self._replacements.restore()
+
+    def _microbatch(self, chunk: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._on_demand is None else self._on_demand.microbatch(chunk)
 
     def _loss(self, loss: Callable[..., Any], chunk: int, *args: Any, **options: Any) -> Any:
         found = loss(*args, **options)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from megatron.overlap.measuring.counted_probe import CountedProbe
 from megatron.overlap.measuring.marks import At, Marks
 from megatron.overlap.measuring.probe import Probe
 from megatron.overlap.replacements import Replacements
@@ -20,7 +21,7 @@ SUMMED = "pre_mlp_layernorm"
 class MeasuredSites:
     """Times the calls of units and layers in both passes; drops nothing, keeps nothing."""
 
-    def __init__(self, marks: Marks, probe: Probe, replacements: Replacements) -> None:
+    def __init__(self, marks: Marks, probe: Probe | CountedProbe, replacements: Replacements) -> None:
         self._marks, self._probe, self._replacements = marks, probe, replacements
         self.layers: dict[int, nn.Module] = {}
         """By index in the model."""
@@ -40,12 +41,7 @@ class MeasuredSites:
         marks = self._marks
         if not marks.active or not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        if self._probe.active:
-            output = self._probe.call(unit, layer, function, args, kwargs)
-        else:
-            marks.add(At.UNIT, unit, layer)
-            output = function(*args, **kwargs)
-            marks.add(At.UNIT_END, unit, layer)
+        output = self._call(unit, layer, function, args, kwargs)
         if unit == SUMMED:
             self._follow(args, At.GRAD_SUM, unit, layer)
         self._follow(output, At.GRAD_UNIT, unit, layer)
@@ -74,6 +70,16 @@ class MeasuredSites:
             return output
 
         self._replacements.set(module, "forward", marked)
+
+    def _call(
+        self, unit: str, layer: int, function: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Result:
+        if self._probe.active:
+            return self._probe.call(unit, layer, function, args, options)
+        self._marks.add(At.UNIT, unit, layer)
+        output = function(*args, **options)
+        self._marks.add(At.UNIT_END, unit, layer)
+        return output
 
     def _follow(self, value: Any, at: At, unit: str, layer: int) -> None:
         for tensor in tensors_of(value):

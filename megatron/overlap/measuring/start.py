@@ -10,7 +10,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from megatron.overlap.measuring.assemble import assemble
 from megatron.overlap.measuring.drift import Drift
 from megatron.overlap.measuring.finish import record_of
 from megatron.overlap.measuring.gather import gather_records
+from megatron.overlap.measuring.lean import lean_session, shared_counted
 from megatron.overlap.measuring.links import measure_links, tasks_of_run
 from megatron.overlap.measuring.memory import base_of
 from megatron.overlap.measuring.session import MeasuringSession
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from megatron.overlap.pipeline.waits import PipelineWaits
 
 logger = logging.getLogger(__name__)
+
+BYTES_PER_MIB = 1 << 20
 
 
 class Next(Protocol):
@@ -68,6 +71,8 @@ class MeasuringPlan:
     """Whether what takes over recomputes in the waits of our own schedules."""
     length: int
     """Iterations of the run."""
+    lean: bool = False
+    """Whether iterations are measured while every unit is dropped and replayed on demand, in the memory of that."""
     again_after: int | None = None
     """Iterations of what took over until it is taken back and the run measured anew; None: never."""
 
@@ -100,9 +105,10 @@ class MeasuredStart:
         self._plan, self._chunks, self._device = plan, chunks, device
         self._stage, self._stages = stage, stages
         self._stack = ExitStack()
-        self._session: MeasuringSession | None = MeasuringSession(chunks, device)
-        self._next: Next | None = None
         self._facts: ProfileFacts | None = None
+        self._has_profile = False
+        self._session: MeasuringSession | None = self._open()
+        self._next: Next | None = None
         self._run: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
         self._done, self._left = 0, plan.length
@@ -148,6 +154,7 @@ class MeasuredStart:
         session.close()
         self._done = 0
         profile = self._profile(session)
+        self._has_profile = True
         self._next = self._stack.enter_context(self._plan.follow(profile))
         self.figures.drift = Drift(profile)
         self._step = self._run if self._next is None or self._run is None else self._next.forward_step(self._run)
@@ -155,7 +162,7 @@ class MeasuredStart:
     def close(self) -> None:
         """Take everything back."""
         if self._session is not None:
-            if self._facts is None:
+            if not self._has_profile:
                 logger.warning(
                     "no profile was written: the run ended after %d of %d iterations that it takes",
                     self._done,
@@ -177,10 +184,21 @@ class MeasuredStart:
             return
         self._next, self.figures.drift = None, None
         self._stack.close()
-        self._session, self._done = MeasuringSession(self._chunks, self._device), 0
+        self._session, self._done = self._open(), 0
         self._step = self._session.forward_step(self._run)
 
+    def _open(self) -> MeasuringSession:
+        if not self._plan.lean:
+            return MeasuringSession(self._chunks, self._device)
+        if self._facts is None:
+            facts = self._plan.facts()
+            self._facts = replace(facts, counted=shared_counted(facts.counted, self._device))
+        return lean_session(self._chunks, self._device, self._facts.counted)
+
     def _profile(self, session: MeasuringSession) -> Profile:
+        if session.kept_peak_bytes is not None:
+            kept_mib = session.kept_peak_bytes / BYTES_PER_MIB
+            logger.info("measured with every unit recomputed on demand: %.3f MiB kept for backward at most", kept_mib)
         if self._facts is None:
             self._facts = self._plan.facts()
         facts = self._facts

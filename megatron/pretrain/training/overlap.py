@@ -19,6 +19,7 @@ from megatron.pretrain.config.checks.overlap import POLICY, WINDOWS, profile_ite
 from megatron.pretrain.logs.memory import settled_bytes
 from megatron.pretrain.training.auto_plan import AutoPlanner
 from megatron.pretrain.training.planned import settings_of_plan
+from megatron.pretrain.training.trace_origin import DEFAULT_POLICY, trace_origin
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.policy_text import parse_policy
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BYTES_PER_MIB = 1 << 20
-DEFAULT_POLICY = "all"
 
 
 class OverlapFigures(Protocol):
@@ -122,6 +122,8 @@ def open_overlap(
         plan = read_plan(Path(options.overlap_recompute_plan))
     if plan is not None:
         settings = replace(settings, **settings_of_plan(plan, stage, settings.flags, fills=not on_demand))
+    if folder is not None:
+        settings = replace(settings, trace_origin=trace_origin(config, plan, settings, chunks=len(model)))
     return OverlapSession(settings, model)
 
 
@@ -170,6 +172,7 @@ def open_recompute(
         follow=follow,
         uses_waits=options.overlap_recompute,
         length=iterations,
+        lean=options.overlap_recompute_auto,
         again_after=options.overlap_recompute_replan_interval,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()

@@ -8,11 +8,20 @@ from megatron.pretrain.platform import install_platform
 
 install_platform("gloo")  # before the first import of megatron.core, which the next line causes
 
-from tests.unit.model.support import one_rank  # noqa: E402
+from megatron.overlap.counting.model import count  # noqa: E402
+from overlap_recompute.plan.counted import CountedModel  # noqa: E402
+from tests.unit.model.support import VOCAB, config_of, one_rank  # noqa: E402
+from tests.unit.overlap_measuring.support import COUNTED  # noqa: E402
+
+
+@pytest.fixture(scope="package")
+def counted() -> dict[str, CountedModel]:
+    """Models by their flags."""
+    return {flags: count(config_of(flags), VOCAB) for flags in COUNTED}
 
 
 @pytest.fixture(autouse=True, scope="package")
-def rank() -> Iterator[None]:
-    """Groups of one rank."""
+def rank(counted: dict[str, CountedModel]) -> Iterator[None]:
+    """Groups of one rank; models are counted before, which needs a process without."""
     with one_rank():
         yield

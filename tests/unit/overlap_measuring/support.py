@@ -3,8 +3,12 @@
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron.overlap.measuring.session import MeasuringSession
-from tests.unit.model.support import CPU, batch
+from overlap_recompute.plan.counted import CountedModel
+from tests.unit.model.support import CPU, EXPERTS, batch
 from tests.unit.overlap.support import model_of
+
+COUNTED = ("--attention-dropout 0.1 --hidden-dropout 0.1", "--position-embedding-type rope --swiglu", EXPERTS)
+"""Flags of models that are measured with everything dropped."""
 
 
 def run(session: MeasuringSession, chunk: DistributedDataParallel, *, iterations: int, microbatches: int = 2) -> None:
@@ -19,10 +23,10 @@ def run(session: MeasuringSession, chunk: DistributedDataParallel, *, iterations
         session.sort()
 
 
-def measured(*flags: str, iterations: int = 2) -> MeasuringSession:
-    """A session that has ended, with its samples."""
+def measured(*flags: str, iterations: int = 2, counted: CountedModel | None = None) -> MeasuringSession:
+    """A session that has ended, with its samples; with a counted model every unit was dropped."""
     chunks = model_of(*flags)
-    session = MeasuringSession(chunks, CPU)
+    session = MeasuringSession(chunks, CPU, counted=counted)
     run(session, chunks[0], iterations=iterations)
     session.close()
     return session

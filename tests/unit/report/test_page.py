@@ -68,7 +68,7 @@ def test_the_closer_look_shows_each_span_of_its_stretch() -> None:
     report = sample_report()
     result = report.arms[1].result
     begin_us, end_us = worth_a_look(blocks_of(result.spans)[0])
-    drawing = lanes(result, begin_us, end_us)
+    drawing = lanes(result.spans, ("stage 0", "stage 1"), begin_us, end_us)
     inside = [span for span in result.spans if span.begin_us < end_us and span.end_us > begin_us]
     assert 0 < len(inside) < len(result.spans) and drawing.count("<title>") == len(inside) + 1
     assert all(f"<title>{span.name}: " in drawing for span in inside)
