@@ -5,6 +5,7 @@ caller: Ctrl-C ends it at once, and standard output stays the caller's. The two 
 has.
 """
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -121,8 +122,11 @@ class SolverProcess:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            with process:  # closes its pipes, and waits
-                pass
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what a process that died has not read cannot be written any more
+                    if pipe is not None:
+                        pipe.close()
+            process.wait()
 
     def __enter__(self) -> "SolverProcess":
         return self
