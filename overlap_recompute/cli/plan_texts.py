@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 
 from overlap_recompute.plan.plan_file import LayerPlan, StagePlan
+from overlap_recompute.plan.ranges import ranges_text
 
 _BYTES_PER_MIB = 1 << 20
 _BYTES_PER_GIB = 1 << 30
@@ -26,7 +27,7 @@ def layer_lines(layers: Iterable[LayerPlan]) -> list[str]:
     lines = []
     for dropped, group in itertools.groupby(layers, key=lambda entry: entry.dropped):
         numbers = [entry.layer for entry in group]
-        span = f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {_spans(numbers)}"
+        span = f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {ranges_text(numbers)}"
         lines.append(f"{span}: {'recompute ' + ', '.join(dropped) if dropped else 'keep everything'}")
     return lines or ["no layers"]
 
@@ -38,14 +39,3 @@ def totals(stage: StagePlan) -> dict[str, int]:
         for unit in entry.dropped:
             counts[unit] = counts.get(unit, 0) + 1
     return counts
-
-
-def _spans(numbers: list[int]) -> str:
-    """Numbers as ranges: `0-3, 8-11`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)

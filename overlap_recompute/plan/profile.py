@@ -16,6 +16,8 @@ from overlap_recompute.plan.storages import BackwardMemory, StorageRow
 PROFILE_VERSION = 1
 COMPUTE = "compute"
 """The kind of a step that is no window."""
+SEND = "send"
+"""The link between pipeline stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from overlap_recompute.plan.plan_file import Plan
-from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.profile import SEND, Profile
 from overlap_recompute.plan.split import Split
-
-SEND = "send"
-"""What a profile calls the link between stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,8 @@ def transfer_us(profile: Profile, split: Split) -> float:
     """Of a tensor between stages; 0 where round trips set no pace: one stage, or several chunks on each."""
     if len(split) == 1 or len(split[0]) > 1:
         return 0.0
-    return next((fit.duration_us(profile.boundary_bytes) for fit in profile.links if fit.name == SEND), 0.0)
+    link = profile.link(SEND)
+    return 0.0 if link is None else link.duration_us(profile.boundary_bytes)
 
 
 def predicted_waits(profile: Profile, plan: Plan) -> list[Wait]:

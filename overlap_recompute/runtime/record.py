@@ -46,9 +46,8 @@ class Recorder:
             if shared is not None and shared.version == tensor._version:
                 return shared
             return self._keep_parameter(tensor)
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
+        storage = storage_of(tensor)
+        if storage is None:
             return Kept(tensor.detach(), tensor._version, None)
         key: int = storage._cdata
         output = state.outputs.get(key)
@@ -176,7 +175,7 @@ class Recorder:
         try:
             version = tensor._version
             storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # made in inference mode, or of a layout that has none
+        except RuntimeError:  # made in inference mode, or of a layout that has none
             storage = storage_of(tensor)
         watched.append((tensor, version))
         if storage is not None:

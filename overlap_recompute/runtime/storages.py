@@ -35,7 +35,7 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
     """The tensor's storage, or None for layouts that have none (sparse, some subclasses)."""
     try:
         return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # NotImplementedError is one
         return None
 
 

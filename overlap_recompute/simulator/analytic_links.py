@@ -21,16 +21,10 @@
 import math
 from dataclasses import dataclass
 
-from overlap_recompute.plan.profile import LinkFit
+from overlap_recompute.plan.profile import SEND, LinkFit
 from overlap_recompute.simulator.hardware import MIB, Hardware
 
-ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL, SEND = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "all_to_all",
-    "send",
-)
+ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL = "all_reduce", "all_gather", "reduce_scatter", "all_to_all"
 _FIT_BYTES = tuple(MIB << shift for shift in range(0, 8, 2))
 """Sizes of a `LinkFit`'s points: activations of large models."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import LayerPlan, StagePlan
-from overlap_recompute.plan.profile import COMPUTE, LayerKind, Pass, PassStep, Profile
+from overlap_recompute.plan.profile import COMPUTE, SEND, LayerKind, Pass, PassStep, Profile
 from overlap_recompute.plan.split import Split
 
 FS_PER_US = 10**9
@@ -213,7 +213,7 @@ def transfer_fs(profile: Profile, stages: int) -> int:
     """
     if stages == 1:
         return 0
-    link = profile.link("send")
+    link = profile.link(SEND)
     if link is None:
         raise ConfigError(
             f"{stages} pipeline stages and a profile without the link `send`",

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from megatron.overlap.measuring.links import SEND
 from megatron.overlap.measuring.records import EndRecord, KindRecord, RankRecord
 from megatron.overlap.measuring.samples import median_us, merge_passes
 from overlap_recompute.plan.counted import CountedEnd
 from overlap_recompute.plan.profile import (
     PROFILE_VERSION,
+    SEND,
     EndCost,
     LayerKind,
     LinkFit,

@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup
 
 from megatron.overlap.measuring.clocks import Clock
 from megatron.overlap.measuring.samples import median_us
-from overlap_recompute.plan.profile import LinkFit
+from overlap_recompute.plan.profile import SEND, LinkFit
 
 SMALLEST_BYTES = 4096
 ROUNDS = 5
@@ -68,7 +68,6 @@ def _ping_pong(tensor: torch.Tensor, group: ProcessGroup) -> None:
         distributed.send(tensor, group=group, group_dst=0)
 
 
-SEND = "send"
 _OPERATIONS: Mapping[str, Operation] = {
     "all_reduce": _all_reduce,
     "all_gather": _all_gather,

@@ -1,9 +1,8 @@
 """What one plan does otherwise than another, on one line of the log (`overlap-recompute diff` says it at length)."""
 
-from collections.abc import Sequence
-
 from megatron.pretrain.training.planned import units_per_window
 from overlap_recompute.plan.plan_file import Plan, StagePlan
+from overlap_recompute.plan.ranges import ranges_text
 
 BYTES_PER_MIB = 1 << 20
 MOST_PARTS = 8
@@ -21,7 +20,9 @@ def changes_in_words(old: Plan, new: Plan) -> str:
         signs += [f"-{unit}" for unit in units if unit not in after[layer]]
         if signs:
             alike.setdefault(" ".join(signs), []).append(layer)
-    parts = [f"{'layer' if len(layers) == 1 else 'layers'} {_spans(layers)}: {what}" for what, layers in alike.items()]
+    parts = [
+        f"{'layer' if len(layers) == 1 else 'layers'} {ranges_text(layers)}: {what}" for what, layers in alike.items()
+    ]
     for mine, its in zip(old.stages, new.stages, strict=True):
         settings = _settings(mine, its)
         if settings:
@@ -44,14 +45,3 @@ def _settings(old: StagePlan, new: StagePlan) -> list[str]:
 
 def _dropped(plan: Plan) -> dict[int, tuple[str, ...]]:
     return {entry.layer: entry.dropped for stage in plan.stages for entry in stage.layers}
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """`0-3, 8`."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

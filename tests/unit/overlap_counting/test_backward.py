@@ -19,22 +19,13 @@ from overlap_recompute.plan.profile import PROFILE_VERSION, Profile
 from overlap_recompute.runtime.census import own_tensors
 from overlap_recompute.runtime.live_bytes import LiveBytes
 from overlap_recompute.schedules import pipeline_schedule, with_communication
-from tests.unit.model.support import LLAMA, VOCAB, config_of, one_rank
+from tests.unit.model.support import VOCAB, config_of, one_rank
 from tests.unit.overlap.support import model_of, session_of
-from tests.unit.overlap_counting.test_exact import BALANCED, few_choices, policy_of, some_choices
+from tests.unit.overlap_counting.test_exact import BALANCED, MODELS, few_choices, policy_of, some_choices
 
 SHAPE = (16, 2, 32)
-DROPOUT = "--attention-dropout 0.1 --hidden-dropout 0.1"
 COUNTS_BYTES = 4 * 8
 """Tokens of each expert, as a real router counts them."""
-MODELS = {
-    "gpt": "",
-    "gpt bf16": "--bf16",
-    "gpt dropout": DROPOUT,
-    "gpt unfused": f"{DROPOUT} --attention-backend unfused --no-bias-gelu-fusion",
-    "llama": LLAMA,
-    "llama bf16": f"{LLAMA} --bf16 --no-bias-swiglu-fusion",
-}
 
 
 @contextmanager
