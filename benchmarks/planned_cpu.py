@@ -67,6 +67,9 @@ CASES = {
     "TP=2 400mbit": Case(rate_mbit=400, flags=TP2),
     "PP=2 400mbit": Case(rate_mbit=400, flags=PP2),
     "PP=2 100mbit": Case(rate_mbit=100, flags=PP2),
+    "PP=2 VPP=2 100mbit": Case(
+        rate_mbit=100, flags=[*PP2, "--num-layers-per-virtual-pipeline-stage", "1", "--global-batch-size", "16"]
+    ),
     "PP=2 1000mbit, heavy head": Case(rate_mbit=1000, flags=[*PP2, *DEEP, "--vocab-size", "12287"], partition=True),
 }
 

@@ -13,6 +13,8 @@ from overlap_recompute.planner.problem import ChunkMemory, StageLayer, StageProb
 from overlap_recompute.schedules import in_flight_microbatches, pipeline_schedule
 
 ALL_KINDS = tuple(kind.value for kind in WindowKind)
+Waits = Mapping[tuple[int, str], float]
+"""Of a stage for other stages: length for each chunk and name of a window, `FORWARD_WAIT` or `PIPELINE_WINDOW`."""
 
 
 def build_stage_problem(
@@ -24,6 +26,7 @@ def build_stage_problem(
     *,
     pp_wait_us: float = 0.0,
     before_forward: bool = False,
+    waits: Waits | None = None,
     window_kinds: Collection[str] = ALL_KINDS,
     row: Actions | None = None,
 ) -> StageProblem:
@@ -37,6 +40,7 @@ def build_stage_problem(
         budget_bytes: memory of the rank, all of it.
         pp_wait_us: how long the stage waits for another one, per microbatch.
         before_forward: whether it waits for the previous stage's output, or else for the next one's gradient.
+        waits: in place of these two, the length of each wait.
         window_kinds: values of `WindowKind` that may be filled.
         row: the stage's passes in order, if known; else those of 1F1B, interleaved with several chunks.
 
@@ -46,9 +50,9 @@ def build_stage_problem(
     if row is None:
         row = pipeline_schedule(len(split), len(split[0]), microbatches)[stage]
     used = sorted({profile.layers[layer] for indices in layers_of(split)[stage] for layer in indices})
-    windows, layers = _timelines(
-        profile, split, stage, row, used, _waits(stage, split, row, pp_wait_us, before_forward), window_kinds
-    )
+    if waits is None:
+        waits = _waits(stage, split, row, pp_wait_us, before_forward)
+    windows, layers = _timelines(profile, split, stage, row, used, waits, window_kinds)
     in_flight = in_flight_microbatches(row).peak_by_chunk
     ends = _ends(profile, len(split), len(split[0]), stage)
     return StageProblem(
@@ -72,7 +76,7 @@ def _timelines(
     stage: int,
     row: Actions,
     used: Sequence[int],
-    waits: Mapping[tuple[int, str], float],
+    waits: Waits,
     window_kinds: Collection[str],
 ) -> tuple[tuple[Window, ...], tuple[StageLayer, ...]]:
     """Windows of all chunks in order, and where their layers' backward passes lie among them."""
@@ -120,9 +124,7 @@ def _waits(
     return {(chunk, name): pp_wait_us / chunks for chunk in waiting}
 
 
-def _pipeline_window(
-    waits: Mapping[tuple[int, str], float], chunk: int, name: str, kinds: Collection[str]
-) -> Iterator[Window]:
+def _pipeline_window(waits: Waits, chunk: int, name: str, kinds: Collection[str]) -> Iterator[Window]:
     length_us = waits.get((chunk, name), 0.0)
     if length_us > 0 and WindowKind.PP_WAIT.value in kinds:
         yield Window(name=name, length_us=length_us)

@@ -10,8 +10,8 @@ from anybody as long as the stage stays within T:
 2. The others are solved with T - W, the longest wait there can be. If the solution stays within T it is taken.
 3. Else they are solved with T - W - E of the solution without the wait. What this one exposes is no more than E, so it
    stays within T.
-4. The last stage has no replays to do while it waits, and with several chunks (virtual pipeline) it is not known which
-   of them waits: such waits are filled at run time, and not planned.
+4. The last stage has no replays to do while it waits. With several chunks (virtual pipeline) it is not known which of
+   them waits: such waits are filled at run time; `planner/seen_waits.py` finds choices that suit them.
 5. A wait that is longer than its replays changes nothing: in the end each wait has the length that follows from the
    times of all stages, and nothing outlives it.
 """
@@ -24,7 +24,7 @@ from overlap_recompute.plan.profile import EndCost, Pass, Profile
 from overlap_recompute.plan.split import Split, layers_of
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.planner.baselines import COMMON
-from overlap_recompute.planner.build import build_stage_problem
+from overlap_recompute.planner.build import Waits, build_stage_problem
 from overlap_recompute.planner.infeasible import InfeasibleError
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.solve import (
@@ -94,8 +94,8 @@ class Pipeline:
         self.budget_bytes, self.planner = budget_bytes, planner
         self._rows = pipeline_schedule(len(split), len(split[0]), microbatches)
 
-    def problem(self, stage: int, wait: Wait | None = None) -> StageProblem:
-        """Of one stage, with its wait as a window."""
+    def problem(self, stage: int, wait: Wait | None = None, waits: Waits | None = None) -> StageProblem:
+        """Of one stage, with its wait as a window, or with one for each chunk."""
         return build_stage_problem(
             self.profile,
             self.split,
@@ -104,6 +104,7 @@ class Pipeline:
             self.budget_bytes,
             pp_wait_us=0.0 if wait is None else wait.length_us,
             before_forward=wait is not None and wait.before_forward,
+            waits=waits,
             window_kinds=window_kinds_of(self.planner),
             row=self._rows[stage],
         )

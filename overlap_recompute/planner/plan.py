@@ -2,8 +2,9 @@
 
 import datetime
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan, StagePlan
 from overlap_recompute.plan.profile import Layout, Profile
@@ -14,6 +15,7 @@ from overlap_recompute.planner.infeasible import InfeasibleError, with_advice
 from overlap_recompute.planner.opt import GAP
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve_pipeline
 from overlap_recompute.planner.progress import Report, gap_of
+from overlap_recompute.planner.seen_waits import with_seen_waits
 from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes
 from overlap_recompute.planner.stage_plan import stage_plan
 from overlap_recompute.simulator import simulate
@@ -67,13 +69,26 @@ def make_plan(
         with SolverProcess() as solver:
             search = Search(limit_s=time_limit_s / len(split), gap=gap, report=progress, solver=solver, stop=stop)
             ways = solve_pipeline(pipeline, memory, search)
+            note = _note(pipeline, ways[0], interrupted=stop.is_set()) if stop is not None else ""
+            made = partial(_simulated, pipeline, layout, note=note)
+            if not by_need:
+                return made(ways[0])
+            return _fastest(pipeline, ways, memory, search, made)
     except InfeasibleError as error:
         raise with_advice(error, profile, split, least_bytes(pipeline.problem(error.stage), memory)) from None
-    note = _note(pipeline, ways[0], interrupted=stop.is_set()) if stop is not None else ""
-    if not by_need:
-        return _simulated(pipeline, layout, ways[0], note)
-    plans = [_simulated(pipeline, layout, suited(pipeline, way, memory), note) for way in ways]
-    return min(plans, key=lambda plan: plan.predicted_iteration_us)
+
+
+def _fastest(
+    pipeline: Pipeline,
+    ways: Sequence[list[Solved]],
+    memory: Memory,
+    search: Search,
+    made: Callable[[list[Solved]], Plan],
+) -> Plan:
+    """Of all ways, with choices that suit filling by need."""
+    pairs = [(made(way), way) for way in (suited(pipeline, way, memory) for way in ways)]
+    best = min(pairs, key=lambda pair: pair[0].predicted_iteration_us)
+    return with_seen_waits(best, pipeline, memory, search, made)
 
 
 def _simulated(pipeline: Pipeline, layout: Layout, solved: Sequence[Solved], note: str) -> Plan:

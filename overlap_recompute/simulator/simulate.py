@@ -3,20 +3,14 @@
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Layout, Profile
 from overlap_recompute.plan.validation import check_plan_fits
-from overlap_recompute.schedules import (
-    PipelineShape,
-    in_flight_microbatches,
-    pipeline_schedule,
-    with_communication,
-    with_recompute,
-)
+from overlap_recompute.schedules import PipelineShape
 from overlap_recompute.simulator.engine import Engine, Run
+from overlap_recompute.simulator.lists import in_flight_of, lists_of
 from overlap_recompute.simulator.memory_terms import terms_of_stage
 from overlap_recompute.simulator.occupancy import Occupancy, occupancy_of
 from overlap_recompute.simulator.passes import Passes
 from overlap_recompute.simulator.spans import spans_of
 from overlap_recompute.simulator.stage_model import build_stage, to_us, transfer_fs
-from overlap_recompute.simulator.stage_run import Done
 from overlap_recompute.simulator.steady import Extrapolated, find_period, run_steady
 from overlap_recompute.simulator.sums import Sums
 from overlap_recompute.simulator.timeline import SimulationResult, StageResult, WindowUse
@@ -41,6 +35,12 @@ def simulate(
         FileError: the plan was made for another model.
         ConfigError: there is no schedule for these sizes, or no figure for a transfer between stages.
     """
+    extrapolated = executed(profile, plan, timeline=timeline, every_microbatch=every_microbatch)
+    return _result(profile, plan, extrapolated, timeline)
+
+
+def executed(profile: Profile, plan: Plan, *, timeline: bool = False, every_microbatch: bool = False) -> Extrapolated:
+    """What `simulate` makes its figures of: each action of the microbatches that it simulates. Arguments as there."""
     check_plan_fits(plan, profile, "the plan")
     layout = plan.layout
     stages, chunks, microbatches = len(layout.split), layout.chunks, layout.microbatches
@@ -48,25 +48,25 @@ def simulate(
     message_fs = transfer_fs(profile, stages)
 
     def execute(count: int) -> Run:
-        grid = pipeline_schedule(stages, chunks, count)
-        grid = with_recompute(with_communication(grid) if stages > 1 else grid)
         shape = PipelineShape(ranks=stages, chunks=chunks, microbatches=count)
-        return Engine(passes, grid, shape, message_fs).run()
+        return Engine(passes, lists_of(stages, chunks, count), shape, message_fs).run()
 
     if timeline or every_microbatch:
         run = execute(microbatches)
         period = find_period(run, stages if chunks > 1 else 1, chunks)
-        extrapolated = Extrapolated(run=run, microbatches=microbatches, period=period, repeats=0)
-    else:
-        extrapolated = run_steady(execute, microbatches, stages=stages, chunks=chunks)
-    return _result(profile, plan, extrapolated, timeline)
+        return Extrapolated(run=run, microbatches=microbatches, period=period, repeats=0)
+    return run_steady(execute, microbatches, stages=stages, chunks=chunks)
 
 
 def _result(profile: Profile, plan: Plan, extrapolated: Extrapolated, timeline: bool) -> SimulationResult:
     run, layout = extrapolated.run, plan.layout
     end_fs = extrapolated.end_fs
     sums = [_sums(extrapolated, stage) for stage in range(len(run.done))]
-    memory = [_memory(profile, plan, stage, rows, timeline) for stage, rows in enumerate(run.done)]
+    in_flight = in_flight_of(len(layout.split), layout.chunks, extrapolated.microbatches)
+    memory = [
+        occupancy_of(terms_of_stage(profile, plan, stage, in_flight[stage]), rows, draws=timeline)
+        for stage, rows in enumerate(run.done)
+    ]
     iteration_us = to_us(end_fs) + profile.update_us
     tokens_per_s = _tokens(layout) / (iteration_us / US_PER_S) if iteration_us else 0.0
     devices = layout.tensor_parallel * layout.pipeline_parallel * layout.data_parallel * layout.context_parallel
@@ -85,11 +85,6 @@ def _result(profile: Profile, plan: Plan, extrapolated: Extrapolated, timeline: 
         simulated_microbatches=extrapolated.microbatches,
         period_us=to_us(period.length_fs) / period.microbatches if period is not None else 0.0,
     )
-
-
-def _memory(profile: Profile, plan: Plan, stage: int, rows: list[Done], timeline: bool) -> Occupancy:
-    in_flight = in_flight_microbatches(tuple(done.action for done in rows)).peak_by_chunk
-    return occupancy_of(terms_of_stage(profile, plan, stage, in_flight), rows, draws=timeline)
 
 
 def _sums(extrapolated: Extrapolated, stage: int) -> Sums:
