@@ -91,7 +91,7 @@ def cost_of(arm: ArmResult, hardware: Hardware | None) -> TokenCost | None:
 def as_data(arm: ArmResult, hardware: Hardware | None) -> dict[str, Any]:
     """An arm as plain values."""
     if arm.result is None or arm.plan is None:
-        return {"arm": arm.name, "fits": False, "reason": arm.reason}
+        return {"arm": arm.name, "fits": False, "is_short_of_memory": arm.is_short, "reason": arm.reason}
     result, cost = arm.result, cost_of(arm, hardware)
     return {
         "arm": arm.name,
@@ -128,7 +128,8 @@ def _report(profile: Profile, arms: tuple[ArmResult, ...], budget_bytes: int, ha
     ]
     if fitting:
         lines += [*_verdict(fitting), "hidden, exposed: recompute inside and outside of waits, mean of the stages"]
-    lines += [f"{row['arm']} does not fit: {row['reason']}" for row in rows if not row["fits"]]
+    for row in (row for row in rows if not row["fits"]):
+        lines.append(f"{row['arm']} {'does not fit' if row['is_short_of_memory'] else 'has no plan'}: {row['reason']}")
     if hardware is not None and fitting:
         lines.append(
             f"kWh, USD: of a billion tokens, all devices, at a stated {hardware.power_w:g} W and "

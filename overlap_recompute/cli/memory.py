@@ -50,15 +50,13 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     device = one_of("--device", options.device, ("cpu", "cuda"))
     if not options.words:
         raise ConfigError("no flags of a run", "flags of pretrain_gpt.py behind --", "see overlap-recompute memory -h")
+    world_size = whole_number("--world-size", options.world_size, 0)
+    base_bytes = whole_number("--base-mib", options.base_mib, 0) * MIB
+    communication_bytes = whole_number("--communication-mib", options.communication_mib, 0) * MIB
     _say("counting the model ...")
-    counted = count_model(options.words, device=device, world_size=whole_number("--world-size", options.world_size, 0))
+    counted = count_model(options.words, device=device, world_size=world_size)
     choice = choice_of(counted, options.words, options.plan)
-    tables = memory_tables(
-        counted,
-        choice,
-        base_bytes=whole_number("--base-mib", options.base_mib, 0) * MIB,
-        communication_bytes=whole_number("--communication-mib", options.communication_mib, 0) * MIB,
-    )
+    tables = memory_tables(counted, choice, base_bytes=base_bytes, communication_bytes=communication_bytes)
     out.write(_json(counted, choice, tables) if options.json else _text(counted, choice, tables))
     return 0
 

@@ -28,18 +28,19 @@ def new_parser(prog: str, description: str, epilog: str = "") -> Parser:
     )
 
 
-def whole_number(flag: str, text: str, least: int) -> int:
+def whole_number(flag: str, text: str, least: int, most: int | None = None) -> int:
     """The number in `text`.
 
     Raises:
-        ConfigError: it is no whole number of at least `least`.
+        ConfigError: it is no whole number of at least `least`, or it is above `most`.
     """
     try:
         number = int(text)
     except ValueError:
         number = least - 1
-    if number < least:
-        raise ConfigError(f"{flag} {text}", f"a whole number of at least {least}", f"correct {flag}")
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ConfigError(f"{flag} {text}", f"a whole number of {bounds}", f"correct {flag}")
     return number
 
 

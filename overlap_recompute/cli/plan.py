@@ -187,11 +187,12 @@ def _times_table(plan: Plan, baselines: tuple[ArmResult, ...]) -> str:
     rows = [[plan.planner, in_ms(ours_us), "1.000", ""]]
     for arm in baselines:
         if arm.result is None:
-            rows.append([arm.name, "does not fit", "", ""])
+            rows.append([arm.name, "does not fit" if arm.is_short else "no plan", "", ""])
         else:
             time_us = arm.result.iteration_us
             rows.append([arm.name, in_ms(time_us), f"{time_us / ours_us:.3f}", in_mib(arm.result.peak_bytes)])
-    return table(["planner", "iteration", "times ours", "peak"], rows)
+    reasons = [f"no plan by {arm.name}: {arm.reason}" for arm in baselines if arm.result is None and not arm.is_short]
+    return "\n".join([table(["planner", "iteration", "times ours", "peak"], rows), *reasons])
 
 
 COMMAND = Command(description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run)

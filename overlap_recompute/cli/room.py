@@ -19,8 +19,10 @@ def least_bytes(profile: Profile) -> int:
 
 
 def shortage_text(profile: Profile, budget_bytes: int) -> str:
-    """What is short, by how much, and where it goes; for a budget in which nothing fits."""
+    """What is short, by how much, and where it goes; for a budget in which nothing that was asked for fits."""
     least = least_bytes(profile)
+    if least <= budget_bytes:
+        return f"with all recomputed a rank needs {_gib(least)} of {_gib(budget_bytes)}: add the arm full, or mix"
     terms = max(make_plan(profile, "full", _ENDLESS_BYTES).stages, key=lambda stage: stage.predicted.memory.total_bytes)
     table = terms.predicted.memory
     state = table.parameters_bytes + table.gradients_bytes + table.optimizer_bytes

@@ -34,6 +34,9 @@ from overlap_recompute.schedules import (
 ALL, ON_DEMAND = "all", "on-demand"
 ORDERS = ("only", "all")
 SIZES = ("--pp", "--vpp", "--microbatches", "--group-size")
+MOST_PASSES = 20_000
+MOST_SLOTS = 1000
+"""Of one action in the picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,12 @@ def _build(options: argparse.Namespace) -> tuple[Grid, str]:
     pp = whole_number("--pp", options.pp, 1)
     vpp = whole_number("--vpp", options.vpp or "1", 1)
     microbatches = whole_number("--microbatches", options.microbatches, 1)
+    if pp * vpp * microbatches > MOST_PASSES:
+        raise ConfigError(
+            f"--pp {pp}, --vpp {vpp} and --microbatches {microbatches}: {pp * vpp * microbatches} forward passes",
+            f"at most {MOST_PASSES}, which is more than anybody reads",
+            "choose fewer microbatches: the steady state repeats itself",
+        )
     group = None if options.group_size is None else whole_number("--group-size", options.group_size, 1)
     passes = pipeline_schedule(pp, vpp, microbatches, group_size=group, forward_only=options.forward_only)
     grid = with_communication(passes)
@@ -122,13 +131,13 @@ def _recompute(options: argparse.Namespace) -> RecomputeAhead | None:
 
 
 def _costs(options: argparse.Namespace, recompute: bool) -> Costs:
-    forward = whole_number("--forward-slots", options.forward_slots, 1)
-    again = whole_number("--recompute-slots", options.recompute_slots or str(forward), 0)
+    forward = whole_number("--forward-slots", options.forward_slots, 1, MOST_SLOTS)
+    again = whole_number("--recompute-slots", options.recompute_slots or str(forward), 0, MOST_SLOTS)
     return Costs(
         forward_slots=forward,
-        backward_slots=whole_number("--backward-slots", options.backward_slots, 1),
+        backward_slots=whole_number("--backward-slots", options.backward_slots, 1, MOST_SLOTS),
         recompute_slots=again if recompute else 0,
-        transfer_slots=whole_number("--transfer-slots", options.transfer_slots, 0),
+        transfer_slots=whole_number("--transfer-slots", options.transfer_slots, 0, MOST_SLOTS),
     )
 
 

@@ -1,6 +1,7 @@
 """Where a profile comes from on a command line: a file that was measured, or a model by name on hardware by name."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from overlap_recompute.cli.parser import whole_number
@@ -8,12 +9,14 @@ from overlap_recompute.cli.room import BYTES_PER_GIB, needed_bytes
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import read_profile
-from overlap_recompute.simulator.analytic_options import profile_from_options
+from overlap_recompute.simulator.analytic_options import MOST_MICROBATCHES, profile_from_options
 from overlap_recompute.simulator.hardware import Hardware
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 DEVICE_SHARE = 0.94
 """Of a device's memory that a plan uses when nobody says otherwise: the rest is for what the model does not count."""
+MOST_GIB = 1 << 20
+"""A PiB for one rank."""
 SIZES = {
     "--tensor-parallel": "ranks that share a layer (1)",
     "--pipeline-parallel": "stages (1)",
@@ -49,7 +52,11 @@ def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
         allowed = [flag for flag in named if flag != "--microbatches"]
         if allowed:
             raise ConfigError(f"a profile file and {allowed[0]}", "one of the two", f"leave out {allowed[0]}")
-        return read_profile(options.profile)
+        profile = read_profile(options.profile)
+        if options.microbatches is None:
+            return profile
+        layout = dataclasses.replace(profile.layout, microbatches=microbatches_of(options.microbatches))
+        return dataclasses.replace(profile, layout=layout)
     missing = [flag for flag in ("--model", "--hardware") if value_of(options, flag) is None]
     if missing:
         raise ConfigError(f"no profile file and no {missing[0]}", "one of them", "name a file, or a model and hardware")
@@ -66,6 +73,15 @@ def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
         command=command,
         **sizes,  # type: ignore[arg-type]
     )
+
+
+def microbatches_of(text: str) -> int:
+    """The value of `--microbatches`.
+
+    Raises:
+        ConfigError: it is no number of microbatches.
+    """
+    return whole_number("--microbatches", text, 1, MOST_MICROBATCHES)
 
 
 def hardware_of(options: argparse.Namespace) -> Hardware | None:
@@ -123,8 +139,8 @@ def gib_in_bytes(flag: str, text: str) -> int:
         gib = float(text)
     except ValueError:
         gib = 0.0
-    if not 0 < gib < float("inf"):
-        raise ConfigError(f"{flag} {text}", "a size in GiB above 0", f"correct {flag}")
+    if not 0 < gib <= MOST_GIB:
+        raise ConfigError(f"{flag} {text}", f"a size in GiB above 0, at most {MOST_GIB}", f"correct {flag}")
     return int(gib * BYTES_PER_GIB)
 
 

@@ -53,7 +53,7 @@ def read_either(path: Path) -> Profile | Plan:
     """
     try:
         names = json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         names = {"kinds"}  # the reader says what is wrong with it
     if "kinds" in names:
         return read_profile(path)

@@ -1,12 +1,11 @@
 """Data classes to JSON and back, strictly: a file that is not exactly what was expected is refused, with the place.
 
 Supported fields: int, float, str, bool, None, tuples, unions with None, and data classes of these. Floats and integers
-must be finite and not negative: every number of a profile or plan is a count, a time or a size.
+must be finite, not negative and below 2^62: every number of a profile or plan is a count, a time or a size.
 """
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from pathlib import Path
@@ -17,6 +16,8 @@ from overlap_recompute.plan.files import write_text_file
 
 Record = TypeVar("Record")
 _MAX_FILE_BYTES = 1 << 28
+_MOST = 1 << 62
+"""Of any number: more bytes, microseconds or layers than there are."""
 
 
 class FileError(UserError):
@@ -64,7 +65,7 @@ def read_record(path: Path, cls: type[Record], version: int) -> Record:
         raise FileError(
             f"{path}, which cannot be read ({error.strerror})", f"a {name} file", "check the path"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(
             f"{path}, which is no JSON ({error})", f"a {name} written by overlap-recompute", f"make the {name} again"
         ) from error
@@ -105,8 +106,9 @@ def _read(value: Any, kind: Any, source: str, place: str) -> Any:
 
 
 def _checked(value: float, source: str, place: str) -> float:
-    if not math.isfinite(value) or value < 0:
-        raise _wrong(source, place, value, "a finite number that is not negative")
+    # The comparison comes first: whole numbers of JSON have no bounds, and not every one of them is a float.
+    if not 0 <= value <= _MOST:
+        raise _wrong(source, place, value, "a number from 0 to 2^62")
     return value
 
 

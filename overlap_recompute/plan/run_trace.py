@@ -42,3 +42,5 @@ class TraceOrigin:
     """cpu or cuda."""
     taken: str
     """When the trace was begun, ISO 8601."""
+    note: str = ""
+    """What whoever reads its times must know, such as that the link between ranks was emulated."""

@@ -15,7 +15,11 @@ from overlap_recompute.plan.windows import WindowKind
 
 SOURCES = ("measured", "analytic")
 _STEP_KINDS = (COMPUTE, *(kind.value for kind in WindowKind))
-_LAYER_WINDOW = re.compile(r"[FB](0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+_LAYER_WINDOW = re.compile(r"(?P<direction>[FB])(?P<layer>0|[1-9][0-9]{0,8})\.(?P<number>0|[1-9][0-9]{0,8})")
+_SHARED_SIZES = (
+    "tensor_parallel", "context_parallel", "expert_parallel", "sequence_parallel", "micro_batch", "sequence",
+)  # fmt: skip
+"""Of a layout: a profile holds for these alone, and so does a plan that was made from it."""
 
 
 def read_profile(path: Path) -> Profile:
@@ -79,10 +83,18 @@ def check_plan(plan: Plan, source: str) -> None:
     for number, (stage, chunks) in enumerate(zip(plan.stages, layers_of(plan.layout.split), strict=True)):
         here = place.at(f"stages[{number}]")
         here.require(stage.stage == number, "stage", stage.stage, f"{number}, its place")
-        found = tuple((entry.layer, entry.chunk) for entry in stage.layers)
+        found, count = tuple((entry.layer, entry.chunk) for entry in stage.layers), sum(map(len, chunks))
+        here.require(len(found) == count, "layers", f"{len(found)} layers", f"{count}, as layout.split")
         expected = tuple((layer, chunk) for chunk, layers in enumerate(chunks) for layer in layers)
         here.require(found == expected, "layers", _shown(found), f"(layer, chunk) {_shown(expected)}, as layout.split")
         _check_stage(stage, here)
+        in_flight = stage.predicted.in_flight
+        here.require(
+            len(in_flight) == plan.layout.chunks,
+            "predicted.in_flight",
+            f"of {len(in_flight)} chunks",
+            f"{plan.layout.chunks}, as layout.split",
+        )
 
 
 def check_plan_fits(plan: Plan, profile: Profile, source: str) -> None:
@@ -98,9 +110,13 @@ def check_plan_fits(plan: Plan, profile: Profile, source: str) -> None:
         plan.model_fingerprint,
         f"{profile.model_fingerprint}, that of the profile ({profile.model})",
     )
+    for name in _SHARED_SIZES:
+        ours, theirs = getattr(plan.layout, name), getattr(profile.layout, name)
+        place.require(ours == theirs, f"layout.{name}", ours, f"{theirs}, that of the profile")
     layers = layer_count(plan.layout.split)
     place.require(layers == len(profile.layers), "layout.split", f"of {layers} layers", f"{len(profile.layers)} layers")
     for number, stage in enumerate(plan.stages):
+        _check_windows(stage, profile, place.at(f"stages[{number}]"))
         for index, entry in enumerate(stage.layers):
             units = {unit.name: unit for unit in profile.kind_of(entry.layer).units}
             here = place.at(f"stages[{number}].layers[{index}]")
@@ -140,6 +156,18 @@ def _check_layout(layout: Layout, place: Place) -> None:
     here.require(len(chunks) == 1 and 0 not in chunks, "split", f"{layout.split}", "as many chunks on each stage")
 
 
+def _check_windows(stage: StagePlan, profile: Profile, place: Place) -> None:
+    for number, fill in enumerate(stage.fills):
+        match = _LAYER_WINDOW.fullmatch(fill.window)
+        if match is None:
+            continue
+        kind = profile.kind_of(int(match["layer"]))
+        steps = kind.forward if match["direction"] == "F" else kind.backward
+        windows = sum(step.kind != COMPUTE for step in steps)
+        known = f"one of the {windows} windows of that pass"
+        place.require(int(match["number"]) < windows, f"fills[{number}].window", repr(fill.window), known)
+
+
 def _check_kind(kind: LayerKind, place: Place) -> None:
     names = [unit.name for unit in kind.units]
     place.require(len(names) == len(set(names)), "units", "with a name twice", "each name once")
@@ -172,15 +200,21 @@ def _check_stage(stage: StagePlan, place: Place) -> None:
     kinds = [kind.value for kind in WindowKind]
     for name in stage.window_kinds:
         place.require(name in kinds, "window_kinds", f"with {name!r}", f"some of {', '.join(kinds)}")
+    for index, entry in enumerate(stage.layers):
+        twice = len(entry.dropped) != len(set(entry.dropped))
+        place.require(not twice, f"layers[{index}].dropped", "with a unit twice", "each unit at most once")
     dropped = {(entry.layer, unit) for entry in stage.layers for unit in entry.dropped}
     filled = [(fill.layer, fill.unit) for fill in stage.fills]
+    layers = {entry.layer for entry in stage.layers}
     place.require(len(filled) == len(set(filled)), "fills", "with a unit twice", "each dropped unit at most once")
     for number, fill in enumerate(stage.fills):
         here = place.at(f"fills[{number}]")
         here.require((fill.layer, fill.unit) in dropped, "unit", f"{fill.unit} of layer {fill.layer}", "a dropped unit")
-        is_wait = fill.window in (PIPELINE_WINDOW, FORWARD_WAIT)
-        is_window = is_wait or _LAYER_WINDOW.fullmatch(fill.window) is not None
+        match = _LAYER_WINDOW.fullmatch(fill.window)
+        is_window = match is not None or fill.window in (PIPELINE_WINDOW, FORWARD_WAIT)
         here.require(is_window, "window", repr(fill.window), "P, PF, or a window such as B7.1 or F7.0")
+        is_here = match is None or int(match["layer"]) in layers
+        here.require(is_here, "window", repr(fill.window), "a window of a layer of this stage")
 
 
 def _known(used: Iterable[str], names: Collection[str], place: Place, field: str) -> None:

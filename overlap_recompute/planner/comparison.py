@@ -8,7 +8,7 @@ from overlap_recompute.plan.errors import ConfigError, UserError
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import Split
-from overlap_recompute.planner import make_plan
+from overlap_recompute.planner import InfeasibleError, make_plan
 from overlap_recompute.planner.partition import best_split
 from overlap_recompute.simulator import SimulationResult, simulate
 from overlap_recompute.simulator.variations import with_stock_full_recompute
@@ -36,6 +36,8 @@ class ArmResult:
     profile: Profile
     """That the plan was made and simulated with."""
     reason: str = ""
+    is_short: bool = False
+    """Whether the reason is memory."""
 
 
 def run_arm(
@@ -61,7 +63,8 @@ def run_arm(
     except ConfigError:
         raise
     except UserError as error:
-        return ArmResult(name=name, plan=None, result=None, profile=profile, reason=str(error))
+        short = isinstance(error, InfeasibleError)
+        return ArmResult(name=name, plan=None, result=None, profile=profile, reason=str(error), is_short=short)
     return ArmResult(name=name, plan=dataclasses.replace(plan, planner=name), result=result, profile=profile)
 
 

@@ -26,6 +26,15 @@ class SolverError(UserError):
     """The solver is missing, or found nothing in time."""
 
 
+def missing_scipy() -> SolverError:
+    """What to say where SciPy cannot be imported."""
+    return SolverError(
+        "no SciPy, which this planner needs",
+        "an installed scipy >= 1.9",
+        "install it (pip install scipy), or use --planner mix",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
     """minimize objective x, rows x <= sides, equal_rows x = equal_sides, 0 <= x <= upper."""
@@ -64,11 +73,7 @@ def solve_here(call: Call) -> Answer:
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
     except ImportError as error:
-        raise SolverError(
-            "no SciPy, which this planner needs",
-            "an installed scipy >= 1.9",
-            "install it (pip install scipy), or use --planner mix",
-        ) from error
+        raise missing_scipy() from error
     result = milp(
         call.objective,
         integrality=call.integral,

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from overlap_recompute.planner.highs import missing_scipy
 from overlap_recompute.planner.policies import Floats
 from overlap_recompute.planner.workspace import Workspace, effective_deadlines
 
@@ -259,8 +260,15 @@ def due(workspace: Workspace, columns: Columns) -> Iterator[Row]:
 
 
 def matrix(rows: Iterable[Row], count: int) -> tuple[Any, Floats]:
-    """Rows as a sparse matrix, and their right sides."""
-    from scipy.sparse import csr_array  # noqa: PLC0415
+    """Rows as a sparse matrix, and their right sides.
+
+    Raises:
+        SolverError: SciPy is not installed.
+    """
+    try:
+        from scipy.sparse import csr_array  # noqa: PLC0415
+    except ImportError as error:
+        raise missing_scipy() from error
 
     data: list[float] = []
     indices: list[int] = []

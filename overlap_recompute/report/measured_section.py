@@ -41,6 +41,8 @@ def section(measured: Measured, predicted: SimulationResult) -> list[str]:
     )
     if len(measured.rows) < origin.ranks:
         typical += " Of each stage the first rank is drawn."
+    if origin.note:
+        typical += f" {origin.note[:1].upper()}{origin.note[1:]}."
     if origin.device == "cuda":
         typical += " Times are those of the host: a recompute is as long as its launch."
     close = "Two passes in the middle of it, piece by piece: windows and what fills them"

@@ -33,6 +33,7 @@ PAIRS = by_unit("linear_fc1+activation", "core_attention+input_layernorm")
 TP2, PP2 = "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 2"
 PP4 = "--pipeline-model-parallel-size 4"
 UNFUSED = "--attention-backend unfused"
+NO_DROPOUT = "--attention-dropout 0 --hidden-dropout 0"
 # Layout -> cases: the flags that all runs share, and the arms to compare with a run without the runtime.
 LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "one": (
@@ -53,11 +54,14 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"{LLAMA} {TP2} --global-batch-size 4", ARMS),
         (f"{DROPOUT} {TP2} --sequence-parallel --global-batch-size 4", ARMS),
         (f"{LLAMA} {TP2} --sequence-parallel --global-batch-size 4 --bf16", (ALL, SERIALIZED)),
+        (f"{DROPOUT} {TP2} --global-batch-size 4 --bf16", (ALL,)),
+        (f"{MOE} {TP2} --sequence-parallel --global-batch-size 4", (ALL, ON_DEMAND)),
     ),
     "PP2": (
         (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, *STOCK, EARLY, BY_STAGE)),
         (f"{LLAMA} {PP2} --global-batch-size 8 --bf16", (ALL, f"{ON} --overlap-recompute-policy 1:linear_fc1")),
         (f"{MOE} {PP2} --global-batch-size 8", (ALL, ON_DEMAND)),
+        (f"{MOE} {NO_DROPOUT} {PP2} --global-batch-size 8 --bf16", (ALL,)),
     ),
     "VPP2": (
         (
@@ -68,6 +72,7 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
             f"{LLAMA} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8 --bf16",
             (ALL,),
         ),
+        (f"{MOE} --num-layers 4 {PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 8", (ALL,)),
     ),
     "DP2": (
         (f"{DROPOUT} --global-batch-size 8 --overlap-grad-reduce --ddp-bucket-size 20000", (ALL, SERIALIZED)),
@@ -77,7 +82,10 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
             (ALL, SERIALIZED),
         ),
     ),
-    "PP4": ((f"{DROPOUT} --num-layers 4 {PP4} --global-batch-size 12", (ALL, EARLY, *STOCK[:1])),),
+    "PP4": (
+        (f"{DROPOUT} --num-layers 4 {PP4} --global-batch-size 12", (ALL, EARLY, *STOCK[:1])),
+        (f"{LLAMA} --num-layers 4 {PP4} --global-batch-size 12 --bf16", (ALL,)),
+    ),
     "TP2xPP2": ((f"{DROPOUT} {TP2} {PP2} --sequence-parallel --global-batch-size 8", (ALL, BY_STAGE)),),
     "PP2xDP2": (
         (f"{DROPOUT} {PP2} --global-batch-size 16 --use-distributed-optimizer --overlap-grad-reduce", (ALL, BY_STAGE)),

@@ -1,5 +1,6 @@
 """A run measures a profile, changes no number by it, and carries out a plan made from it (docs/profile.md)."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -8,11 +9,15 @@ from dataclasses import replace
 
 import pytest
 
+from megatron.overlap.trace_files import merge_traces
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.plan_file import PLAN_VERSION, LayerPlan, MemoryTable, Plan, StagePlan, StagePrediction
 from overlap_recompute.plan.profile import COMPUTE, Pass, Profile
+from overlap_recompute.plan.run_trace import LANES
 from overlap_recompute.plan.split import Split, layers_of
 from overlap_recompute.plan.validation import read_profile
+from overlap_recompute.report import read_traces
+from overlap_recompute.schedules import pipeline_schedule
 from tests.distributed.conftest import ROOT, losses, read_metrics, report, trainer
 from tests.distributed.launch import run_ranks
 
@@ -30,12 +35,16 @@ NO_MEMORY = MemoryTable(
 )  # fmt: skip
 
 
-def run(folder: pathlib.Path, name: str, flags: list[str], iterations: int = 4) -> list[float]:
-    """Train on two ranks; returns the losses."""
+def run(
+    folder: pathlib.Path, name: str, flags: list[str], iterations: int = 4, log: list[str] | None = None
+) -> list[float]:
+    """Train on two ranks; returns the losses, and puts what the ranks wrote into `log`."""
     metrics = folder / f"{name}.jsonl"
     command = trainer(*SHORT, "--train-iters", str(iterations), *flags, "--metrics-file", str(metrics))
     results = run_ranks(command, 2)
     assert all(result.returncode == 0 for result in results), report(results)
+    if log is not None:
+        log.extend(result.output for result in results)
     return losses(metrics)
 
 
@@ -143,8 +152,16 @@ def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None
     write_record(plan_file, plan_from(profile, split))
     plain = run(tmp_path, "plain", [*layout, "--pipeline-model-parallel-layout", "Et|t*3L"])
     planned = [*layout, "--overlap-recompute", "--overlap-recompute-plan", str(plan_file), "--overlap-recompute-verify"]
-    assert run(tmp_path, "planned", planned) == plain
+    planned += [*LINK, "--overlap-recompute-trace", str(tmp_path / "traces"), "--tensorboard-dir", str(tmp_path / "tb")]
+    assert run(tmp_path, "planned", planned, log=(log := [])) == plain
     figures = read_metrics(tmp_path / "planned.jsonl")[-1]["extra"]
+    measured = r"recompute \(ms\): hidden [\d.]+, exposed [\d.]+"
+    predicted = r"predicted exposed \(ms\): 2\.0 \| predicted time per iteration \(ms\): 12\.0"
+    told = rf"{measured} \| {predicted} \| bubble: [\d.]+% \|.* \| pp_wait: "
+    assert len(re.findall(told, log[-1])) == 4, log[-1]
+    assert 0 < figures["overlap/bubble_fraction"] < 1
+    shown_by_tensorboard(tmp_path / "tb", figures)
+    traced_as_scheduled(tmp_path)
     assert figures["overlap/predicted_iteration_ms"] == 12.0
     assert figures["overlap/predicted_exposed_ms"] == 2.0
     # The last stage drops everything of one layer and two units of another; the first stage nothing.
@@ -152,6 +169,28 @@ def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None
     assert figures["overlap/dropped_bytes_per_microbatch"] > 4 * wide_bytes
     assert figures["overlap/hidden_recompute_ms"] + figures["overlap/exposed_recompute_ms"] > 0
     refuse_plans_that_differ(tmp_path, layout, profile, split)
+
+
+def shown_by_tensorboard(folder: pathlib.Path, figures: dict[str, float]) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = events.EventAccumulator(str(folder)).Reload()
+    for name, value in figures.items():
+        assert shown.Scalars(name)[-1].value == pytest.approx(value, rel=1e-6), name
+
+
+def traced_as_scheduled(folder: pathlib.Path) -> None:
+    """Joined over ranks, passes have the names of the schedule's actions, in its order, iteration after iteration."""
+    merge_traces(sorted((folder / "traces").iterdir()), folder / "all.json")
+    events = json.loads((folder / "all.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    for rank, actions in enumerate(pipeline_schedule(2, 1, 4)):
+        passes = [e for e in events if e["ph"] == "X" and (e["pid"], e["tid"]) == (rank, LANES.index("schedule"))]
+        names = [event["name"] for event in sorted(passes, key=lambda event: event["ts"])]
+        assert names == [str(action) for action in actions] * 4
+    waits = {event["pid"] for event in events if event["ph"] == "X" and event["name"] == "pp_wait"}
+    assert waits == {0, 1}
+    for trace in read_traces(folder / "all.json"):
+        assert trace.origin.planner == "none" and "the link between ranks was emulated, 0.4" in trace.origin.note
 
 
 def refuse_plans_that_differ(folder: pathlib.Path, layout: list[str], profile: Profile, split: Split) -> None:

@@ -10,11 +10,13 @@ _DIGITS = 16
 
 
 def fingerprint_of(layer: nn.Module) -> str:
-    """A hash of the names and types of all modules, and of the shapes and types of all parameters."""
-    modules = [f"{path}:{type(module).__name__}" for path, module in layer.named_modules()]
+    """A hash of the names, types and options of all modules, and of the shapes and types of all parameters.
+
+    Options are what a module says of itself (`extra_repr`: strides, groups, dropout rates, ..). Any module will do.
+    """
+    modules = [f"{path}:{type(module).__name__}({module.extra_repr()})" for path, module in layer.named_modules()]
     parameters = [f"{path}:{tuple(p.shape)}:{p.dtype}:{p.requires_grad}" for path, p in layer.named_parameters()]
-    rates = [f"{path}:{module.p}" for path, module in layer.named_modules() if isinstance(module, nn.Dropout)]
-    text = "\n".join([*modules, *parameters, *rates])
+    text = "\n".join([*modules, *parameters])
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, TextIO
 
-from megatron.pretrain.logs.lines import evaluation_line, event_line, iteration_line, timer_lines
+from megatron.pretrain.logs.lines import evaluation_line, event_line, iteration_line, overlap_lines, timer_lines
 from megatron.pretrain.logs.optional import is_installed, load
 from megatron.pretrain.logs.records import EvaluationRecord, EventRecord, IterationRecord, Record
 
@@ -91,7 +91,7 @@ class LineSink:
 
     def _iteration(self, record: IterationRecord) -> None:
         line = iteration_line(record, device_type=self._device_type, throughput=self._throughput)
-        _logger.info("\n".join((line, *timer_lines(record))))
+        _logger.info("\n".join((line, *overlap_lines(record), *timer_lines(record))))
 
 
 class ProgressBarSink:

@@ -1,8 +1,12 @@
 """Records as lines of text, in the words and the order of Megatron-LM's log, so that its log readers work here too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from megatron.pretrain.logs.records import EvaluationRecord, EventRecord, IterationRecord
+
+OVERLAP = "overlap/"
+"""How names of figures of overlapped recompute begin."""
+BYTES_PER_MIB = 1 << 20
 
 
 def iteration_line(record: IterationRecord, *, device_type: str, throughput: bool) -> str:
@@ -51,6 +55,31 @@ def timer_lines(record: IterationRecord) -> tuple[str, ...]:
     width = max(len(name) for name in record.timers_ms)
     times = (f"    {name:.<{width + 4}}: {time_ms:.2f}" for name, time_ms in sorted(record.timers_ms.items()))
     return ("max time across ranks (ms):", *times)
+
+
+def overlap_lines(record: IterationRecord) -> tuple[str, ...]:
+    """Return what overlapped recompute did, per iteration, beside what its plan predicted; nothing without it."""
+    found = {name.removeprefix(OVERLAP): value for name, value in record.extra.items() if name.startswith(OVERLAP)}
+    if not found:
+        return ()
+    parts = [
+        f"recompute (ms): hidden {found['hidden_recompute_ms']:.1f}, exposed {found['exposed_recompute_ms']:.1f}",
+        *_optional("predicted exposed (ms): {:.1f}", found.get("predicted_exposed_ms")),
+        *_optional("predicted time per iteration (ms): {:.1f}", found.get("predicted_iteration_ms")),
+        *_optional("bubble: {:.1%}", found.get("bubble_fraction")),
+        f"kept per microbatch (MiB): {found['kept_bytes_per_microbatch'] / BYTES_PER_MIB:.2f}",
+        f"most recomputed ahead (MiB): {found['prefetched_peak_bytes'] / BYTES_PER_MIB:.2f}",
+        *_windows(found),
+    ]
+    return (" " + " | ".join(parts) + " |",)
+
+
+def _windows(found: Mapping[str, float]) -> Iterator[str]:
+    for name, number in found.items():
+        what, _, kind = name.partition("/")
+        if what == "windows":
+            length_ms, filled_ms = found[f"window_ms/{kind}"], found[f"filled_ms/{kind}"]
+            yield f"{kind}: {number:g} windows of {length_ms:.1f} ms, {filled_ms:.1f} filled"
 
 
 def _throughput(record: IterationRecord, device_type: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import torch
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.model_fingerprint import model_fingerprint, model_summary
 from megatron.pretrain.config.run_layout import layout_of
+from megatron.pretrain.distributed.emulated_link import emulated_link_text
 from overlap_recompute.plan.codec import FileError, read_record
 from overlap_recompute.plan.counted import COUNTED_VERSION, CountedModel
 from overlap_recompute.plan.model_flops import flops_per_token
@@ -58,7 +59,7 @@ def facts_of_profile(
         flops_per_token=flops_per_token(shape),
         software=software_versions(),
         command=shlex.join(["pretrain_gpt.py", *argv]),
-        note=_note(config),
+        note=emulated_link_text(config.distributed),
     )
 
 
@@ -114,13 +115,3 @@ def _width_bytes(config: PretrainConfig) -> int:
     half = config.precision.bf16 or config.precision.fp16
     tokens = config.model.seq_length * config.training.micro_batch_size // config.parallel.context_parallel_size
     return tokens * config.model.hidden_size * (HALF_BYTES if half else FP32_BYTES)
-
-
-def _note(config: PretrainConfig) -> str:
-    options = config.distributed
-    if options.emulate_link_gbps is None:
-        return ""
-    return (
-        f"the link between ranks was emulated, {options.emulate_link_gbps:g} Gbit/s each way and "
-        f"{options.emulate_link_latency_us:g} us"
-    )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.model_fingerprint import model_fingerprint
+from megatron.pretrain.distributed.emulated_link import emulated_link_text
 from overlap_recompute.plan.digest import plan_digest
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.run_trace import TRACE_VERSION, TraceOrigin
@@ -41,4 +42,5 @@ def trace_origin(config: PretrainConfig, plan: Plan | None, settings: "OverlapSe
         prefetch_cap_bytes=settings.prefetch_cap_bytes,
         device=settings.device.type,
         taken=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        note=emulated_link_text(config.distributed),
     )

@@ -11,7 +11,13 @@ import torch
 from torch.distributed import ProcessGroup
 
 from megatron.pretrain.config import DistributedOptions, parse_command_line
-from megatron.pretrain.distributed.emulated_link import EmulatedLink, LinkedProcessGroups, Transfer, emulated_link
+from megatron.pretrain.distributed.emulated_link import (
+    EmulatedLink,
+    LinkedProcessGroups,
+    Transfer,
+    emulated_link,
+    emulated_link_text,
+)
 from megatron.pretrain.distributed.emulated_link import transfers as moved
 from megatron.pretrain.distributed.emulated_link.process_group import OPERATIONS
 from megatron.pretrain.distributed.emulated_link.works import EmulatedWork, Waiters
@@ -235,5 +241,9 @@ def test_a_run_with_the_flag_is_labelled() -> None:
     assert labels == [
         "the link between ranks is emulated, 0.4 Gbit/s each way and 50 us: times are not those of a network"
     ]
+    # What profiles and traces carry on to whoever reads their times.
+    text = "the link between ranks was emulated, 0.4 Gbit/s each way and 50 us"
+    assert emulated_link_text(config.distributed) == text
+    assert emulated_link_text(DistributedOptions()) == ""
     plain = parse_command_line(MINIMAL.split(), environment(2))
     assert not [note for note in plain.notes if "emulated" in note]

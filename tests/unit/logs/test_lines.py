@@ -3,7 +3,7 @@
 import math
 import re
 
-from megatron.pretrain.logs.lines import evaluation_line, event_line, iteration_line, timer_lines
+from megatron.pretrain.logs.lines import evaluation_line, event_line, iteration_line, overlap_lines, timer_lines
 from tests.unit.logs.samples import EVALUATION, EVENT, iteration
 
 
@@ -51,6 +51,25 @@ def test_a_reader_of_megatron_s_log_finds_its_figures() -> None:
     match = re.search(pattern, line)
     assert match is not None
     assert match.groups() == ("2", "100", "412.2", "0.0", "8.312500E+00")
+
+
+def test_the_line_of_overlapped_recompute_has_predicted_beside_measured() -> None:
+    assert overlap_lines(iteration(2)) == overlap_lines(iteration(2, extra={"another/figure": 1.0})) == ()
+    measured = {
+        "hidden_recompute_ms": 223.14, "exposed_recompute_ms": 1.5, "windows/tp_backward": 36.0,
+        "window_ms/tp_backward": 300.25, "filled_ms/tp_backward": 220.0, "overrun_ms/tp_backward": 1.0,
+        "kept_bytes_per_microbatch": 3.5 * 2**20, "prefetched_peak_bytes": 2.0**20,
+    }  # fmt: skip
+    (line,) = overlap_lines(iteration(2, extra={f"overlap/{name}": value for name, value in measured.items()}))
+    assert line == (
+        " recompute (ms): hidden 223.1, exposed 1.5 | kept per microbatch (MiB): 3.50 | most recomputed ahead (MiB): "
+        "1.00 | tp_backward: 36 windows of 300.2 ms, 220.0 filled |"
+    )
+    planned = measured | {"predicted_exposed_ms": 0.25, "predicted_iteration_ms": 400.0, "bubble_fraction": 0.125}
+    (line,) = overlap_lines(iteration(2, extra={f"overlap/{name}": value for name, value in planned.items()}))
+    assert (
+        "exposed 1.5 | predicted exposed (ms): 0.2 | predicted time per iteration (ms): 400.0 | bubble: 12.5% |" in line
+    )
 
 
 def test_evaluation_event_and_timer_lines() -> None:

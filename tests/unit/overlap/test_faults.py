@@ -137,6 +137,20 @@ def test_a_replay_that_fails_in_a_window(rank: None, pollable: bool, monkeypatch
     assert not set(threading.enumerate()) - threads
 
 
+def test_the_stage_that_is_named_is_that_of_the_rank(rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = model_of()
+    with session_of(chunks, replace(SETTINGS, stage=2, stages=3)) as session:
+        hook = layers_of(chunks)[0].self_attention.linear_proj.weight.register_hook(boom)
+        with pytest.raises(
+            BackwardError, match="'core_attention' of layer 0, microbatch 0, chunk 0, pipeline stage 2:"
+        ):
+            forward_backward(session, chunks[0])
+        hook.remove()
+        fails_in_replay(session, layers_of(chunks)[1].mlp.linear_fc1, monkeypatch)
+        with pytest.raises(ReplayError, match="'linear_fc1' of layer 1, microbatch 0, chunk 0, pipeline stage 2:"):
+            forward_backward(session, chunks[0])
+
+
 @pytest.mark.parametrize("pollable", [True, False])
 def test_a_communication_that_fails_in_a_window(rank: None, pollable: bool) -> None:
     """In the middle of a backward pass, as when a peer is lost: its own error is the cause, and read in the message."""

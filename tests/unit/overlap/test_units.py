@@ -195,6 +195,22 @@ def test_what_cannot_be_dropped_is_refused_by_name_and_kept_by_all(rank: None, m
         assert {unit for unit, _ in session.runtime.units} == {*GPT_UNITS} - {"core_attention"}
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp4"])
+def test_products_whose_replay_would_scale_twice_are_kept(
+    rank: None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under FP8 a replay would also update the scaling history; what has no scales is dropped as ever."""
+    chunks = model_of()
+    for layer in layers_of(chunks):
+        monkeypatch.setattr(layer.self_attention.config, precision, "hybrid")
+    with session_of(chunks) as session:
+        names = {unit for unit, _ in session.runtime.units}
+        assert names == {"input_layernorm", "core_attention", "pre_mlp_layernorm", "activation"}
+    for unit in ("linear_qkv", "linear_fc1"):
+        with pytest.raises(ConfigError, match=f"{unit} on pipeline stage 0, which cannot drop it: .*scal"):
+            OverlapSession(settings_of(unit), chunks)
+
+
 def test_hooks_inside_a_unit_keep_it(rank: None) -> None:
     chunks = model_of()
     for layer in layers_of(chunks):

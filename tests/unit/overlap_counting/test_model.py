@@ -1,6 +1,8 @@
 """What else is counted: parameters, ends, boundaries, stock recomputation; and the formula for dense layers agrees."""
 
 import itertools
+import resource
+import time
 from dataclasses import replace
 
 import pytest
@@ -113,6 +115,28 @@ def test_kernels_of_a_gpu(gpt: CountedModel) -> None:
     assert less > 2 * WIDTH_BYTES
     with pytest.raises(ConfigError, match="count with --device cpu"):
         as_on_cuda(on_cpu, replace(config, moe=replace(config.moe, num_experts=4)))
+
+
+def test_a_model_of_23_billion_parameters_is_counted_in_seconds_and_without_its_memory() -> None:
+    flags = (
+        "--model-preset gpt-23b --bf16 --micro-batch-size 1 --global-batch-size 64 --train-iters 1 --lr 1e-4 "
+        "--mock-data --vocab-size 50257 --tensor-model-parallel-size 8 --pipeline-model-parallel-size 4"
+    )
+    config = config_of_run(flags.split(), 0)
+    vocabulary, width, sequence = 51200, 7168, 2048
+    begin_s, before_kib = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counted = count(config, vocabulary)
+    assert time.monotonic() - begin_s < 30
+    # One layer's weights of one rank alone would be 147 MiB, its activations four times that.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 128 << 10
+    (kind,) = counted.kinds
+    products = 12 * width**2 // 8
+    biases_and_norms = (3 + 4) * width // 8 + 6 * width
+    assert kind.parameters == products + biases_and_norms and len(counted.layers) == 36
+    whole = 8 * products * 36 + vocabulary * width
+    assert 22e9 < whole < 24e9
+    assert counted.boundary_bytes == sequence * width * 2
+    assert kept_bytes_of(kind.storages, NOTHING) == kept_bytes(shape_of_layer(config), set())
 
 
 def test_as_many_ranks_as_the_layout_takes() -> None:

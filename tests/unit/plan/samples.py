@@ -114,7 +114,7 @@ def sample_plan(profile: Profile) -> Plan:
                 layers=layers,
                 window_kinds=("tp_backward", "pp_wait"),
                 prefetch_cap_bytes=400,
-                fills=(PlannedFill(layer=first, unit="act", window=f"B{first + 1}.0"),),
+                fills=(PlannedFill(layer=first, unit="act", window=f"B{min(first + 1, layers[-1].layer)}.0"),),
                 predicted=StagePrediction(
                     forward_us=340.0,
                     backward_us=560.0,

@@ -114,9 +114,11 @@ def test_a_page_of_a_plan_and_its_run(tmp_path: pathlib.Path, capsys: pytest.Cap
 
 
 def test_a_page_of_a_policy_and_its_run(tmp_path: pathlib.Path) -> None:
-    run = write_run(tmp_path / "run", plan_digest=None, planner="", policy="on-demand")
+    link = "the link between ranks was emulated, 0.4 Gbit/s each way and 50 us"
+    run = write_run(tmp_path / "run", plan_digest=None, planner="", policy="on-demand", note=link)
     assert _page(tmp_path, run) == 0
     page = (tmp_path / "page.html").read_text()
+    assert f"The {link.removeprefix('the ')}." in page
     assert "Timeline of policy on-demand" in page and "2026-01-02, policy on-demand" in page
 
 

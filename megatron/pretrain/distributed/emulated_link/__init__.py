@@ -6,6 +6,6 @@ Reading order: `link` (how long transfers take, and how they queue), `transfers`
 
 from megatron.pretrain.distributed.emulated_link.link import EmulatedLink, EmulatedTraffic, Transfer
 from megatron.pretrain.distributed.emulated_link.process_group import LinkedProcessGroups
-from megatron.pretrain.distributed.emulated_link.session import emulated_link
+from megatron.pretrain.distributed.emulated_link.session import emulated_link, emulated_link_text
 
-__all__ = ["EmulatedLink", "EmulatedTraffic", "LinkedProcessGroups", "Transfer", "emulated_link"]
+__all__ = ["EmulatedLink", "EmulatedTraffic", "LinkedProcessGroups", "Transfer", "emulated_link", "emulated_link_text"]

@@ -11,6 +11,16 @@ from megatron.pretrain.distributed.emulated_link.process_group import LinkedProc
 logger = logging.getLogger(__name__)
 
 
+def emulated_link_text(options: DistributedOptions) -> str:
+    """What profiles and traces say about the link; empty where it is real."""
+    if options.emulate_link_gbps is None:
+        return ""
+    return (
+        f"the link between ranks was emulated, {options.emulate_link_gbps:g} Gbit/s each way and "
+        f"{options.emulate_link_latency_us:g} us"
+    )
+
+
 @contextlib.contextmanager
 def emulated_link(options: DistributedOptions) -> Iterator[EmulatedLink | None]:
     """Within, all transfers take the time of the link of `--emulate-link-gbps`; without the flag nothing changes.
