@@ -12,18 +12,19 @@ from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.compare import arms_of, as_data, progress_line
+from overlap_recompute.cli.parser import one_of
 from overlap_recompute.cli.report_trace import RunTrace, open_trace
 from overlap_recompute.cli.room import shortage_text
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.files import write_text_file
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import check_plan_fits, read_plan
 from overlap_recompute.planner.comparison import ARMS, ArmResult, run_arm, run_arms
 from overlap_recompute.report import Arm, Report, compared, render
 from overlap_recompute.simulator import simulate
+from overlap_recompute.simulator.chrome import write_text
 
 DESCRIPTION = """\
 Write one HTML page: arms at one memory budget, the timeline of the best of ours, or of a plan, as a picture, memory
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     """Simulate and write the page."""
     names = arms_of(options.arms)
     if options.draw is not None:
-        arms_of(options.draw)
+        one_of("--draw", options.draw, names)
     command = f"overlap-recompute {shlex.join(sys.argv[1:])}"
     profile, plan_path = _sources(options, command)
     if options.draw is not None and (plan_path or options.trace) is not None:
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
         made=datetime.date.today().isoformat(),
         measured=None if trace is None else trace.measured,
     )
-    _write(options.output, render(report))
+    write_text(options.output, render(report))
     if options.json:
         out.write(json.dumps(_as_json(options, report, results), indent=2) + "\n")
     else:
@@ -158,15 +159,6 @@ def _page_arms(results: Sequence[ArmResult], drawn: str, profile: Profile, budge
             result = again.result or result
         arms.append(Arm(name=found.name, plan=found.plan, result=result))
     return arms
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        write_text_file(path, page)
-    except OSError as error:
-        raise FileError(
-            f"{path}, which cannot be written ({error})", "a folder that exists", "choose another path"
-        ) from error
 
 
 def _as_json(options: argparse.Namespace, report: Report, results: Sequence[ArmResult]) -> dict[str, Any]:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
-from overlap_recompute.cli.parser import whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
-from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.sources import (
+    add_budget_arguments,
+    add_source_arguments,
+    budget_of,
+    microbatches_of,
+    profile_of,
+)
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import Plan
@@ -99,7 +104,7 @@ def _plan(options: argparse.Namespace, profile: Profile) -> Plan:
         check_plan_fits(plan, profile, str(path))
     if options.microbatches is None:
         return plan
-    layout = dataclasses.replace(plan.layout, microbatches=whole_number("--microbatches", options.microbatches, 1))
+    layout = dataclasses.replace(plan.layout, microbatches=microbatches_of(options.microbatches))
     return dataclasses.replace(plan, layout=layout)
 
 

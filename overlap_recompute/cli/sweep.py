@@ -18,11 +18,12 @@ from overlap_recompute.cli.plan_texts import in_mib, in_ms
 from overlap_recompute.cli.room import least_bytes, shortage_text
 from overlap_recompute.cli.sources import DEVICE_SHARE
 from overlap_recompute.cli.tables import table
-from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.files import write_text_file
+from overlap_recompute.plan.presets import preset_named
 from overlap_recompute.planner.comparison import ARMS
 from overlap_recompute.planner.sweeps import Grid, Point, count, sweep
+from overlap_recompute.simulator.analytic_options import MOST_MICROBATCHES
+from overlap_recompute.simulator.chrome import write_text
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 DESCRIPTION = """\
@@ -69,14 +70,19 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     for flag in ("models", "hardware"):
         if getattr(options, flag) is None:
             raise ConfigError(f"no --{flag}", "at least one name", f"add --{flag}, or --sensitivity PROFILE")
+    models, hardware = _words(options.models), _words(options.hardware)
+    for name in models:  # before anything is simulated
+        preset_named(name, flag="--models")
+    for name in hardware:
+        hardware_from(name)
     grid = Grid(
-        models=_words(options.models),
-        hardware=_words(options.hardware),
+        models=models,
+        hardware=hardware,
         gpus=whole_number("--gpus", options.gpus, 1),
         tensor_parallel=_numbers("--tensor-parallel", options.tensor_parallel),
         pipeline_parallel=_numbers("--pipeline-parallel", options.pipeline_parallel),
         micro_batch=_numbers("--micro-batch", options.micro_batch),
-        global_batch=whole_number("--global-batch", options.global_batch, 1),
+        global_batch=whole_number("--global-batch", options.global_batch, 1, MOST_MICROBATCHES),
         sequence=None if options.sequence is None else whole_number("--sequence", options.sequence, 1),
         arms=arms_of(options.arms),
         memory_share=DEVICE_SHARE,
@@ -120,12 +126,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    try:
-        write_text_file(path, text.getvalue())
-    except OSError as error:
-        raise FileError(
-            f"{path}, which cannot be written ({error})", "a folder that exists", "choose another"
-        ) from error
+    write_text(path, text.getvalue())
 
 
 def _report(rows: list[dict[str, Any]], points: list[Point], grid: Grid) -> str:

@@ -16,8 +16,10 @@ tensors, which the first steps of backward free, make room for what layers bring
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlap_recompute.plan.plan_file import MemoryTable
 from overlap_recompute.plan.profile import LayerKind, Profile, StaticRules
@@ -107,7 +109,7 @@ def layer_working_set_bytes(kind: LayerKind, dropped: Set[str], *, gradient_is_k
     room = {each.unit: each.nbytes for each in memory.replays}
     # A unit of which no step says that it needs it counts all the time, and what it reads.
     replayed = set(dropped) - _replayed_for([*last_use], reads, dropped)
-    rows = [_Row(row, dropped, last_use, replayed) for row in kind.storages if row.is_wanted(dropped)]
+    rows = [_row(row, dropped, last_use, replayed) for row in kind.storages if row.is_wanted(dropped)]
     peak_bytes = 0
     for index, step in enumerate(memory.steps):
         other_bytes = -step.freed_bytes - (step.gradient_bytes if gradient_is_kept else 0)
@@ -116,10 +118,10 @@ def layer_working_set_bytes(kind: LayerKind, dropped: Set[str], *, gradient_is_k
             made_bytes = _made_bytes(rows, unit, held=True) + max(
                 room.get(unit, 0), _made_bytes(rows, unit, held=False)
             )
-            held_bytes = sum(row.above_kept_bytes(index, replayed) for row in rows) + made_bytes
+            held_bytes = _above_kept_bytes(rows, index, replayed) + made_bytes
             peak_bytes = max(peak_bytes, step.start_bytes + held_bytes + other_bytes)
             replayed.add(unit)
-        held_bytes = sum(row.above_kept_bytes(index, replayed) for row in rows)
+        held_bytes = _above_kept_bytes(rows, index, replayed)
         peak_bytes = max(peak_bytes, step.peak_bytes + held_bytes + other_bytes)
     return peak_bytes
 
@@ -135,22 +137,36 @@ def _at_any_time(kind: LayerKind) -> BackwardMemory:
     )
 
 
-class _Row:
+class _Row(NamedTuple):
     """A row that a choice of dropped units keeps or brings back."""
 
-    __slots__ = ("nbytes", "maker", "held", "is_kept", "_readers", "_until")
+    nbytes: int
+    maker: str | None
+    held: bool
+    is_kept: bool
+    readers: set[str]
+    """Dropped units whose replays read it."""
+    until: int
+    """Last step that reads it."""
 
-    def __init__(self, row: StorageRow, dropped: Set[str], last_use: Mapping[str, int], always: Set[str]) -> None:
-        self.nbytes, self.maker, self.held, self.is_kept = row.nbytes, row.maker, row.held, row.is_kept(dropped)
-        self._readers = {unit for unit in row.replay_readers if unit in dropped}
-        last = sys.maxsize if row.maker is None else last_use.get(row.maker, sys.maxsize)
-        self._until = sys.maxsize if self._readers & always else last if row.held else -1
 
-    def above_kept_bytes(self, index: int, replayed: Set[str]) -> int:
-        """Its bytes in a step above those that were kept: more of what is back, less of what has gone."""
-        if self._until >= index or not self._readers <= replayed:
-            return self.nbytes if self.maker in replayed else 0
-        return -self.nbytes if self.is_kept else 0
+def _row(row: StorageRow, dropped: Set[str], last_use: Mapping[str, int], always: Set[str]) -> _Row:
+    readers = {unit for unit in row.replay_readers if unit in dropped}
+    last = sys.maxsize if row.maker is None else last_use.get(row.maker, sys.maxsize)
+    until = sys.maxsize if readers & always else last if row.held else -1
+    return _Row(row.nbytes, row.maker, row.held, row.is_kept(dropped), readers, until)
+
+
+def _above_kept_bytes(rows: Sequence[_Row], index: int, replayed: Set[str]) -> int:
+    """Bytes in a step above those that were kept: more of what is back, less of what has gone."""
+    above_bytes = 0
+    for nbytes, maker, _, is_kept, readers, until in rows:
+        if until >= index or not readers <= replayed:
+            if maker in replayed:
+                above_bytes += nbytes
+        elif is_kept:
+            above_bytes -= nbytes
+    return above_bytes
 
 
 def _made_bytes(rows: Sequence[_Row], unit: str, *, held: bool) -> int:
@@ -193,11 +209,9 @@ def stage_memory(
         margin_fraction: of the activation terms, for the allocator.
     """
     chunks = layers_of(split)[stage]
-    is_first, is_last = stage == 0, stage == len(split) - 1
+    is_last = stage == len(split) - 1
     static = static_bytes_of_stage(profile, split, stage)
-    kept = [sum(layer_kept_bytes(profile.kind_of(n), dropped.get(n, NOTHING)) for n in layers) for layers in chunks]
-    kept[0] += profile.embedding.kept_bytes if is_first else 0
-    kept[-1] += profile.head.kept_bytes if is_last else 0
+    kept = kept_bytes_by_chunk(profile, split, stage, dropped)
     kept_bytes = sum(count * nbytes for count, nbytes in zip(in_flight, kept, strict=True))
     working_bytes = max(_chunk_working_set_bytes(profile, split, stage, chunk, dropped) for chunk in range(len(chunks)))
     head_bytes = max(0, profile.head.transient_bytes - working_bytes) if is_last else 0
@@ -216,6 +230,23 @@ def stage_memory(
     )
 
 
+def kept_bytes_by_chunk(profile: Profile, split: Split, stage: int, dropped: Mapping[int, Set[str]]) -> tuple[int, ...]:
+    """What each chunk of a stage keeps for one microbatch, embedding and head included; arguments as `stage_memory`."""
+    chunks = layers_of(split)[stage]
+    kept = []
+    for layers in chunks:
+        likes = Counter(_like(profile, layer, dropped) for layer in layers)
+        kept.append(sum(count * layer_kept_bytes(profile.kinds[kind], units) for (kind, units), count in likes.items()))
+    kept[0] += profile.embedding.kept_bytes if stage == 0 else 0
+    kept[-1] += profile.head.kept_bytes if stage == len(split) - 1 else 0
+    return tuple(kept)
+
+
+def _like(profile: Profile, layer: int, dropped: Mapping[int, Set[str]]) -> tuple[int, frozenset[str]]:
+    """Kind and dropped units of a layer: what its memory depends on."""
+    return profile.layers[layer], frozenset(dropped.get(layer, NOTHING))
+
+
 def _chunk_working_set_bytes(
     profile: Profile, split: Split, stage: int, chunk: int, dropped: Mapping[int, Set[str]]
 ) -> int:
@@ -226,14 +257,18 @@ def _chunk_working_set_bytes(
     waiting_bytes = profile.tied_parameters * profile.static.parameter_bytes if is_first and len(split) == 1 else 0
     most_bytes = 0
     layers = layers_of(split)[stage][chunk]
+    kept: dict[tuple[int, frozenset[str], bool], int] = {}
     for layer in reversed(layers):
-        kind, units = profile.kind_of(layer), dropped.get(layer, NOTHING)
+        number, units = _like(profile, layer, dropped)
+        kind = profile.kinds[number]
         # The gradient that another stage has sent lives through the whole pass: it counts as a transfer, and for the
         # layer that it enters not a second time.
         is_sent = layer == layers[-1] and not is_last
-        working_bytes = layer_working_set_bytes(kind, units, gradient_is_kept=is_sent)
-        most_bytes = max(most_bytes, working_bytes + waiting_bytes - freed_bytes)
-        freed_bytes += layer_kept_bytes(kind, units)
+        if (number, units, is_sent) not in kept:  # else one behind it was the same, and less had been freed by then
+            working_bytes = layer_working_set_bytes(kind, units, gradient_is_kept=is_sent)
+            most_bytes = max(most_bytes, working_bytes + waiting_bytes - freed_bytes)
+            kept[number, units, is_sent] = layer_kept_bytes(kind, units)
+        freed_bytes += kept[number, units, is_sent]
     if is_first:
         most_bytes = max(most_bytes, profile.embedding.transient_bytes + waiting_bytes - freed_bytes)
     return most_bytes

@@ -137,8 +137,8 @@ def sensitivity(
             other = varied(profile, **{what: factor})
             ours, base = run_arm(other, planner, budget_bytes), run_arm(other, baseline, budget_bytes)
             if ours.result is None or base.result is None or stale.plan is None:
-                reason = ours.reason or base.reason
-                raise ConfigError(f"a budget in which {planner} or {baseline} does not fit", "more memory", reason)
+                reason = (ours.reason or base.reason).removeprefix("found ").partition("; expected ")[0]
+                raise ConfigError(reason, f"a memory in which {planner} and {baseline} fit", "give a rank more memory")
             late = simulate(other, stale.plan)
             base_us = base.result.iteration_us
             yield Sensitivity(

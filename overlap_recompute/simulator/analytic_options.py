@@ -11,6 +11,8 @@ from overlap_recompute.simulator.analytic import AnalyticRun, analytic_profile
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 ATTENTIONS = (FLASH, UNFUSED)
+MOST_MICROBATCHES = 1 << 16
+"""Of an iteration; planners walk through all of them."""
 
 
 def profile_from_options(
@@ -103,6 +105,12 @@ def _check_run(run: AnalyticRun) -> None:
     for name in ("tensor_parallel", "data_parallel", "expert_parallel", "micro_batch", "sequence", "microbatches"):
         flag, value = "--" + name.replace("_", "-"), getattr(layout, name)
         _require(value >= 1, f"{flag} {value}", "at least 1", f"correct {flag}")
+    _require(
+        layout.microbatches <= MOST_MICROBATCHES,
+        f"{layout.microbatches} microbatches an iteration",
+        f"at most {MOST_MICROBATCHES}",
+        "choose a smaller batch, larger microbatches, or more data-parallel ranks",
+    )
     _require(run.core in ATTENTIONS, f"--attention {run.core}", " or ".join(ATTENTIONS), "choose one of them")
     _check_spread(preset, layout)
     found = sum(map(sum, layout.split))

@@ -23,6 +23,25 @@ _FIELDS: dict[str, type] = {
     field.name: field.type for field in dataclasses.fields(Hardware) if isinstance(field.type, type)
 }
 _KNOWN = (*_FIELDS, PER_GPU, BASED_ON)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "peak_tflops": (0.01, 1e5),
+    "streaming_multiprocessors": (1, 1e4),
+    "memory_gib": (0.25, 1e5),
+    "memory_gbyte_per_s": (1, 1e5),
+    "kernel_launch_us": (0.01, 1e4),
+    "gpus_per_node": (1, 1e4),
+    "node_link_gbyte_per_s": (0.01, 1e4),
+    "node_hop_us": (0.01, 1e5),
+    "collective_launch_us": (0.01, 1e5),
+    "network_gbit_per_s_per_node": (0.01, 1e6),
+    PER_GPU: (0.01, 1e5),
+    "network_hop_us": (0.01, 1e6),
+    "context_gib": (1e-3, 100),
+    "communicator_mib": (0.1, 1e4),
+    "power_w": (5, 2e4),
+    "usd_per_gpu_hour": (1e-3, 1e4),
+}
+"""What hardware has, with room on both sides; a figure outside of it is one in another unit."""
 
 
 def read_hardware(path: Path) -> Hardware:
@@ -70,7 +89,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             text = stream.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise HardwareError(f"{path}, which cannot be read ({error})", "a YAML file", "correct the path") from None
+        raise HardwareError(
+            f"{path}, which cannot be read ({error.strerror})", "a YAML file", "correct the path"
+        ) from None
     if len(text) > _MAX_FILE_BYTES:
         raise HardwareError(f"{path} of more than {_MAX_FILE_BYTES} bytes", "a short list of fields", "check the path")
     try:
@@ -110,6 +131,10 @@ def _check_field(path: Path, name: str, value: Any) -> None:
         expected = f"a {'whole ' if whole else ''}number above 0" + (" and at most 1" if at_most_one else "")
     if not right:
         raise HardwareError(f"{path}, whose {name} is {value!r}", expected, f"correct {name}")
+    least, most = _BOUNDS.get(name, (0.0, math.inf))
+    if name in _BOUNDS and not least <= value <= most:
+        expected, next_step = f"{least:g} to {most:g}", "convert the value: the unit is part of the name"
+        raise HardwareError(f"{path}, whose {name} is {value!r}", expected, next_step)
 
 
 def _hint(name: str) -> str:

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from overlap_recompute.plan.profile import COMPUTE
 from overlap_recompute.plan.windows import WindowKind
-from overlap_recompute.simulator.stage_model import Chunk, Replay, Stage, Step
+from overlap_recompute.simulator.ahead import ChunkReplays, bits_of
+from overlap_recompute.simulator.stage_model import Stage, Step
 from overlap_recompute.simulator.timeline import Lane
 
 PP_WAIT = WindowKind.PP_WAIT.value
@@ -81,12 +82,13 @@ class Passes:
         draws: whether outcomes have pieces.
     """
 
-    __slots__ = ("stage", "draws", "_known", "_bytes")
+    __slots__ = ("stage", "draws", "replays", "_known", "_bytes")
 
     def __init__(self, stage: Stage, *, draws: bool = False) -> None:
         self.stage, self.draws = stage, draws
+        self.replays = tuple(ChunkReplays(chunk.replays) for chunk in stage.chunks)
         self._known: dict[tuple[str, int, Progress], Outcome] = {}
-        self._bytes: dict[tuple[int, int, int], int] = {}
+        self._bytes: dict[Pending, int] = {}
 
     def forward(self, chunk: int, progress: Progress) -> Outcome:
         """The forward pass of a chunk while `progress` waits for backward passes."""
@@ -118,19 +120,11 @@ class Passes:
             found = self._known[key] = walk.outcome(progress_from=0)
         return found
 
-    def ahead_bytes(self, chunk: int, done: int, ahead: int) -> int:
-        """Bytes of a microbatch that are there ahead of need.
-
-        Args:
-            chunk: whose.
-            done: mask of the replays that have run.
-            ahead: mask of those of them that ran in a window and that nothing has read yet.
-        """
-        key = (chunk, done, ahead)
-        found = self._bytes.get(key)
+    def ahead_bytes(self, entry: Pending) -> int:
+        """Bytes of a microbatch that are there ahead of need at the begin of a pass: what ran in windows before."""
+        found = self._bytes.get(entry)
         if found is None:
-            replays = self.stage.chunks[chunk].replays
-            found = self._bytes[key] = sum(_bytes_left(replays[place], done) for place in _bits(ahead))
+            found = self._bytes[entry] = self.replays[entry.chunk].held_bytes(entry.done, entry.done)
         return found
 
 
@@ -138,17 +132,18 @@ class _Walk:
     """The way through one pass."""
 
     __slots__ = (
-        "passes", "chunks", "done", "ahead", "bytes", "total_bytes", "peak_bytes", "now_fs", "compute_fs", "hidden_fs",
-        "exposed_fs", "windows", "pieces", "tp_free_fs", "first_open",
+        "passes", "draws", "filled_kinds", "chunks", "replays", "done", "ahead", "bytes", "total_bytes", "peak_bytes",
+        "now_fs", "compute_fs", "hidden_fs", "exposed_fs", "windows", "pieces", "tp_free_fs", "first_open",
     )  # fmt: skip
 
     def __init__(self, passes: Passes, progress: Progress) -> None:
-        self.passes = passes
+        self.passes, self.draws, self.filled_kinds = passes, passes.draws, passes.stage.filled_kinds
         self.chunks = [entry.chunk for entry in progress]
+        self.replays = [passes.replays[chunk] for chunk in self.chunks]
         self.done = [entry.done for entry in progress]
         self.ahead = list(self.done)
         """What ran in a window and nothing has read."""
-        self.bytes = [passes.ahead_bytes(entry.chunk, entry.done, entry.done) for entry in progress]
+        self.bytes = [passes.ahead_bytes(entry) for entry in progress]
         self.now_fs = self.compute_fs = self.hidden_fs = self.exposed_fs = self.tp_free_fs = 0
         self.peak_bytes = self.total_bytes = sum(self.bytes)
         self.windows: dict[str, list[int]] = {}
@@ -161,7 +156,8 @@ class _Walk:
             if step.needs:
                 self._demand(step.needs)
             if step.kind == COMPUTE:
-                self._piece("compute", "", step.duration_fs)
+                if self.draws:
+                    self._piece("compute", "", step.duration_fs)
                 self.compute_fs += step.duration_fs
                 self.now_fs += step.duration_fs
             elif step.duration_fs:
@@ -169,13 +165,14 @@ class _Walk:
 
     def _window(self, step: Step) -> None:
         begin_fs, end_fs = self.now_fs, self.now_fs + step.duration_fs
-        if self.passes.draws:
+        if self.draws:
             link_fs = max(self.tp_free_fs, begin_fs - step.hidden_fs)
             self.pieces.append(Piece("tp", step.name, link_fs, end_fs, False, 0))
             self.tp_free_fs = end_fs
-        filled_fs = self.fill(step.kind, step.duration_fs) if step.kind in self.passes.stage.filled_kinds else 0
+        filled_fs = self.fill(step.kind, step.duration_fs) if step.kind in self.filled_kinds else 0
         if self.now_fs < end_fs:
-            self._piece("wait", step.name, end_fs - self.now_fs)
+            if self.draws:
+                self._piece("wait", step.name, end_fs - self.now_fs)
             self.now_fs = end_fs
         sums = self.windows.setdefault(step.kind, [0, 0, 0])
         sums[0] += 1
@@ -185,13 +182,14 @@ class _Walk:
     def fill(self, kind: str, room_fs: int) -> int:
         """Replay while the window is open; returns how much of the window was used. Rules 1 to 3 of the NOTE."""
         end_fs, before_fs = self.now_fs + room_fs, self.hidden_fs
-        assert kind in self.passes.stage.filled_kinds
+        assert kind in self.filled_kinds
         while self.now_fs < end_fs and (found := self._upcoming()) is not None:
             number, place = found
-            replay = self._chunk(number).replays[place]
-            if self.total_bytes + replay.nbytes > self.passes.stage.cap_bytes:
+            replay = self.replays[number].replays[place]
+            needed_bytes = self.total_bytes + replay.nbytes
+            if needed_bytes > self.passes.stage.cap_bytes:
                 break
-            self.peak_bytes = max(self.peak_bytes, self.total_bytes + replay.nbytes)
+            self.peak_bytes = max(self.peak_bytes, needed_bytes)
             self.ahead[number] |= 1 << place
             self._replay(number, place, min(replay.duration_fs, end_fs - self.now_fs))
         return self.hidden_fs - before_fs
@@ -199,7 +197,7 @@ class _Walk:
     def _upcoming(self) -> tuple[int, int] | None:
         """Microbatch and place of the next replay."""
         for number in range(self.first_open, len(self.chunks)):
-            left = self._chunk(number).all_done & ~self.done[number]
+            left = self.replays[number].all_done & ~self.done[number]
             if left:
                 return number, (left & -left).bit_length() - 1
             if number == self.first_open:
@@ -208,39 +206,41 @@ class _Walk:
 
     def _demand(self, needs: int) -> None:
         """Rule 4. Whatever is read is no longer ahead of need."""
-        replays = self._chunk(0).replays
+        replays = self.replays[0].replays
         missing = 0
-        for place in _bits(needs & ~self.done[0]):
+        for place in bits_of(needs & ~self.done[0]):
             missing |= replays[place].closure
-        for place in _bits(missing & ~self.done[0]):
-            self.ahead[0] &= ~replays[place].closure
+        for place in bits_of(missing & ~self.done[0]):
+            self._read(replays[place].closure)
             self._replay(0, place, 0)
-        if needs & self.ahead[0]:
-            self.ahead[0] &= ~needs
-            self._count_bytes(0)
+        self._read(needs)
+
+    def _read(self, mask: int) -> None:
+        """The microbatch whose backward pass runs has read these."""
+        read = mask & self.ahead[0]
+        if read:
+            self.ahead[0] ^= read
+            self._add_bytes(0, -self.replays[0].held_bytes(self.done[0], read))
 
     def _replay(self, number: int, place: int, hidden_fs: int) -> None:
-        replay = self._chunk(number).replays[place]
+        replay = self.replays[number].replays[place]
         exposed_fs = replay.duration_fs - hidden_fs
         for length_fs, hidden in ((hidden_fs, True), (exposed_fs, False)):
             if length_fs:
-                self._piece("recompute", replay.label, length_fs, hidden, number)
+                if self.draws:
+                    self._piece("recompute", replay.label, length_fs, hidden, number)
                 self.now_fs += length_fs
         self.hidden_fs += hidden_fs
         self.exposed_fs += exposed_fs
+        self._add_bytes(number, self.replays[number].change_bytes(place, self.done[number], self.ahead[number]))
         self.done[number] |= 1 << place
-        self._count_bytes(number)
 
-    def _count_bytes(self, number: int) -> None:
-        before = self.bytes[number]
-        self.bytes[number] = self.passes.ahead_bytes(self.chunks[number], self.done[number], self.ahead[number])
-        self.total_bytes += self.bytes[number] - before
-
-    def _chunk(self, number: int) -> Chunk:
-        return self.passes.stage.chunks[self.chunks[number]]
+    def _add_bytes(self, number: int, nbytes: int) -> None:
+        self.bytes[number] += nbytes
+        self.total_bytes += nbytes
 
     def _piece(self, lane: Lane, name: str, length_fs: int, hidden: bool = False, pending: int = 0) -> None:
-        if not self.passes.draws or not length_fs:
+        if not length_fs:
             return
         last = self.pieces[-1] if self.pieces else None
         begin_fs = self.now_fs
@@ -261,18 +261,3 @@ class _Walk:
             ahead_peak_bytes=self.peak_bytes,
             pieces=tuple(self.pieces),
         )
-
-
-def _bits(mask: int) -> list[int]:
-    """Places of the bits that are set, the lowest first."""
-    places = []
-    while mask:
-        lowest = mask & -mask
-        places.append(lowest.bit_length() - 1)
-        mask ^= lowest
-    return places
-
-
-def _bytes_left(replay: Replay, done: int) -> int:
-    """What a replay has brought back and nothing has read, when `done` have run."""
-    return replay.held_bytes + sum(nbytes for nbytes, readers in replay.passing if readers & ~done)

@@ -6,7 +6,7 @@ period of the steady state repeats to the last digit or not at all, and adding p
 duration from a profile is rounded once, by at most half a billionth of a microsecond.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from overlap_recompute.plan.errors import ConfigError
@@ -144,60 +144,99 @@ def wanted_units(kind: LayerKind, dropped: Sequence[str]) -> tuple[str, ...]:
     return tuple(order)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A layer by itself: masks count from its own first replay, and replays carry no number of a layer."""
+
+    forward: tuple[Step, ...]
+    backward: tuple[Step, ...]
+    replays: tuple[Replay, ...]
+
+
 def _chunk(profile: Profile, layers: Sequence[LayerPlan], *, is_first: bool, is_last: bool) -> Chunk:
+    known: dict[tuple[int, tuple[str, ...]], _Layer] = {}
+    alone = []
+    for entry in layers:
+        key = profile.layers[entry.layer], entry.dropped
+        if key not in known:
+            known[key] = _layer(profile.kind_of(entry.layer), entry.dropped)
+        alone.append(known[key])
     replays: list[Replay] = []
-    places: dict[tuple[int, str], int] = {}
-    for entry in reversed(layers):
-        _add_replays(profile.kind_of(entry.layer), entry, replays, places)
     forward: list[Step] = list(_steps(profile.embedding.forward)) if is_first else []
     backward: list[Step] = list(_steps(profile.head.backward)) if is_last else []
-    for entry in layers:
-        forward += _steps(profile.kind_of(entry.layer).forward)
-    for entry in reversed(layers):
-        backward += _steps(profile.kind_of(entry.layer).backward, entry.layer, places)
+    for like in alone:
+        forward += like.forward
+    for entry, like in zip(reversed(layers), reversed(alone), strict=True):
+        first = len(replays)
+        backward += [_moved_step(step, first) if step.needs else step for step in like.backward]
+        replays += [_moved_replay(replay, entry.layer, first) for replay in like.replays]
     forward += _steps(profile.head.forward) if is_last else ()
     backward += _steps(profile.embedding.backward) if is_first else ()
     return Chunk(forward=tuple(forward), backward=tuple(backward), replays=tuple(replays))
 
 
-def _add_replays(kind: LayerKind, entry: LayerPlan, replays: list[Replay], places: dict[tuple[int, str], int]) -> None:
-    dropped = frozenset(entry.dropped)
-    names = wanted_units(kind, entry.dropped)
-    for name in names:
-        places[entry.layer, name] = len(places)
-    units = {unit.name: unit for unit in kind.units}
-    for name in names:
-        rows = [row for row in kind.storages if row.maker == name and row.is_brought_back(dropped)]
-        passing = tuple((row.nbytes, _mask(entry.layer, row.replay_readers, places)) for row in rows if not row.held)
-        closure = 1 << places[entry.layer, name]
+def _layer(kind: LayerKind, dropped: Sequence[str]) -> _Layer:
+    chosen, units = frozenset(dropped), {unit.name: unit for unit in kind.units}
+    names = wanted_units(kind, dropped)
+    places = {name: place for place, name in enumerate(names)}
+    replays: list[Replay] = []
+    for place, name in enumerate(names):
+        rows = [row for row in kind.storages if row.maker == name and row.is_brought_back(chosen)]
+        closure = 1 << place
         for source in units[name].reads:
-            if (entry.layer, source) in places:
-                closure |= replays[places[entry.layer, source]].closure
+            if source in places:
+                closure |= replays[places[source]].closure
         replays.append(
             Replay(
-                layer=entry.layer,
+                layer=-1,
                 unit=name,
                 duration_fs=to_fs(units[name].forward_us),
                 nbytes=sum(row.nbytes for row in rows),
                 held_bytes=sum(row.nbytes for row in rows if row.held),
-                passing=passing,
+                passing=tuple((row.nbytes, _mask(row.replay_readers, places)) for row in rows if not row.held),
                 closure=closure,
             )
         )
+    forward, backward = tuple(_steps(kind.forward)), tuple(_steps(kind.backward, places))
+    return _Layer(forward=forward, backward=backward, replays=tuple(replays))
 
 
-def _mask(layer: int, units: Sequence[str], places: dict[tuple[int, str], int]) -> int:
-    return sum(1 << places[layer, unit] for unit in set(units) if (layer, unit) in places)
+def _moved_replay(replay: Replay, layer: int, first: int) -> Replay:
+    """In a chunk, behind `first` other replays."""
+    return Replay(
+        layer=layer,
+        unit=replay.unit,
+        duration_fs=replay.duration_fs,
+        nbytes=replay.nbytes,
+        held_bytes=replay.held_bytes,
+        passing=tuple((nbytes, mask << first) for nbytes, mask in replay.passing),
+        closure=replay.closure << first,
+    )
 
 
-def _steps(steps: Pass, layer: int = -1, places: dict[tuple[int, str], int] | None = None) -> Iterator[Step]:
+def _moved_step(step: Step, first: int) -> Step:
+    """The same of a step."""
+    return Step(
+        kind=step.kind,
+        name=step.name,
+        duration_fs=step.duration_fs,
+        hidden_fs=step.hidden_fs,
+        needs=step.needs << first,
+    )
+
+
+def _mask(units: Sequence[str], places: Mapping[str, int]) -> int:
+    return sum(1 << places[unit] for unit in set(units) if unit in places)
+
+
+def _steps(steps: Pass, places: Mapping[str, int] | None = None) -> Iterator[Step]:
     for step in steps:
         yield Step(
             kind=step.kind,
             name=step.name,
             duration_fs=to_fs(step.duration_us),
             hidden_fs=to_fs(_hidden_us(step)),
-            needs=_mask(layer, step.needs, places or {}),
+            needs=_mask(step.needs, places or {}),
         )
 
 

@@ -7,15 +7,15 @@ from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.plan_file import StagePlan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import Split
-from overlap_recompute.schedules import pipeline_schedule
 from overlap_recompute.simulator.engine import Run
+from overlap_recompute.simulator.lists import passes_of
 from overlap_recompute.simulator.passes import PP_WAIT, Passes
 from overlap_recompute.simulator.stage_model import build_stage, to_fs, to_us
 from overlap_recompute.simulator.stage_run import Done, StageRun
 from overlap_recompute.simulator.steady import find_period
 
-_LONGEST = 16
-"""Fillings of the pipeline within which a steady state is looked for."""
+_FILLINGS = (4, 8, 16)
+"""Of the pipeline, within which a steady state is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +57,24 @@ def pass_times(profile: Profile, split: Split, plan: StagePlan, *, wait_us: floa
     passes = Passes(build_stage(profile, split, plan))
     stages, chunks = len(split), len(split[0])
     unit = stages if chunks > 1 else 1
-    fillings = 4
-    while True:
-        microbatches = fillings * stages + (0 if chunks > 1 else 8)
+    for microbatches in _tries(stages, chunks, plan.stage):
         done = _run(passes, stages, chunks, microbatches, to_fs(wait_us))
         period = find_period(Run((done,), []), unit, chunks)
         if period is not None:
             return _times(period.done[0], period.microbatches)
-        if fillings >= _LONGEST:
-            return _times(done, microbatches)
-        fillings *= 2
+    return _times(done, microbatches)
+
+
+def _tries(stages: int, chunks: int, stage: int) -> list[int]:
+    """Microbatches with which a steady state is looked for, one number after the other."""
+    if chunks > 1:
+        return [fillings * stages for fillings in _FILLINGS]
+    # A stage with few microbatches in flight settles soon.
+    return [3 * (stages - stage) + 6, *(fillings * stages + 8 for fillings in _FILLINGS)]
 
 
 def _run(passes: Passes, stages: int, chunks: int, microbatches: int, wait_fs: int) -> list[Done]:
-    row = pipeline_schedule(stages, chunks, microbatches)[passes.stage.number]
+    row = passes_of(stages, chunks, microbatches)[passes.stage.number]
     stage = StageRun(passes, row)
     for action in row:
         if action.kind is Kind.F:

@@ -58,7 +58,8 @@ def _look(folder: pathlib.Path, width: int, dark: bool) -> tuple[dict[str, Any],
     return found, shot.read_bytes()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 400])
 def test_it_fits_and_asks_nobody(width: int, dark: bool, tmp_path: pathlib.Path) -> None:
     found, shot = _look(tmp_path, width, dark)
     assert found["width"] == width

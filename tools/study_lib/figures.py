@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.study_lib.matrix import OURS, STOCK_BLOCK, Place, Row
+from tools.study_lib.arms import OURS, STOCK_BLOCK
+from tools.study_lib.matrix import Place, Row
 
 NONE, STOCK = "none", "stock-full"
 MEGATRON = (STOCK, STOCK_BLOCK, "selective")

@@ -1,16 +1,17 @@
 """What the study simulates: models, clusters, layouts, arms; and one place of it, run."""
 
-import bisect
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from overlap_recompute.cli.room import needed_bytes
 from overlap_recompute.plan.profile import Profile
-from overlap_recompute.planner.comparison import run_arm
+from overlap_recompute.planner import InfeasibleError
+from overlap_recompute.planner.highs import SolverError
+from overlap_recompute.planner.solve import Memory
 from overlap_recompute.simulator import SimulationResult
 from overlap_recompute.simulator.analytic_options import profile_from_options
 from overlap_recompute.simulator.hardware_file import hardware_from
-from overlap_recompute.simulator.variations import with_stock_full_recompute
+from tools.study_lib.arms import ARMS, CHECKMATE, PARTITIONED, simulated, split_of
 
 NVLINK, PCIE, NODES = "NVLink", "PCIe", "several nodes"
 CLUSTERS = {NVLINK: "a100-40gb-nvlink", PCIE: "a100-40gb-pcie", NODES: "a100-40gb-nvlink/100gbit-node"}
@@ -37,17 +38,6 @@ SHARES = (0.05, 0.1, 0.25, 0.5, 0.75)
 """Budgets, as the share of the way from what `full` needs to what `none` needs."""
 SEQUENCES = (8192, 16384)
 """Of the last part; all else has 2048 tokens."""
-OURS = "mix+partition"
-CHECKMATE = "checkmate"
-PARTITIONED = {"adapipe+partition": "adapipe", OURS: "mix"}
-"""Arms that search for a split, by the arm of the same planner that takes the even one."""
-STOCK_BLOCK = "stock-block"
-ARMS = (
-    "none", "stock-full", STOCK_BLOCK, "uniform", "block", "selective", "full", "adapipe", "early", "heu", "mix",
-    *PARTITIONED,
-)  # fmt: skip
-"""Simulated everywhere, but partitions only at the fastest micro-batch of the even split and the next larger one.
-Checkmate's program, which takes a second a stage, is run at one micro-batch of each place."""
 DEVICE, BUDGET, SEQUENCE = "device", "budget", "sequence"
 """Parts of the study: a device's memory and each micro-batch; shares of memory; long sequences."""
 
@@ -134,7 +124,8 @@ def _device_rows(place: Place) -> list[Row]:
         if fitting:
             fastest = MICRO_BATCHES.index(max(fitting, key=lambda row: row.tokens_per_s).micro_batch)
             for micro_batch in MICRO_BATCHES[fastest : fastest + (1 if arm == CHECKMATE else 2)]:
-                rows += _at_device(place, micro_batch, SHORT, (arm,))
+                known = [row for row in fitting if row.micro_batch == micro_batch]
+                rows += _at_device(place, micro_batch, SHORT, (arm,), known)
     return rows
 
 
@@ -151,12 +142,14 @@ def _profile(place: Place, micro_batch: int, sequence: int) -> Profile:
     )  # fmt: skip
 
 
-def _at_device(place: Place, micro_batch: int, sequence: int, arms: tuple[str, ...]) -> list[Row]:
-    """Arms in the device's memory."""
+def _at_device(
+    place: Place, micro_batch: int, sequence: int, arms: tuple[str, ...], known: Sequence[Row] = ()
+) -> list[Row]:
+    """Arms in the device's memory; `known` as in `_rows`."""
     profile = _profile(place, micro_batch, sequence)
     part = DEVICE if sequence == SHORT else SEQUENCE
     budget_bytes = int(hardware_from(place.hardware).memory_bytes * DEVICE_SHARE)
-    return [row for arm in arms for row in _run(profile, arm, budget_bytes, place, part=part, share=-1.0)]
+    return list(_rows(place, profile, budget_bytes, arms, known, part=part, share=-1.0))
 
 
 def _over_budgets(place: Place, micro_batch: int) -> Iterator[Row]:
@@ -164,17 +157,58 @@ def _over_budgets(place: Place, micro_batch: int) -> Iterator[Row]:
     full_bytes, none_bytes = needed_bytes(profile, "full"), needed_bytes(profile, "none")
     for share in SHARES:
         budget_bytes = int(full_bytes + (none_bytes - full_bytes) * share)
-        for arm in ARMS:
-            yield from _run(profile, arm, budget_bytes, place, part=BUDGET, share=share)
+        yield from _rows(place, profile, budget_bytes, ARMS, part=BUDGET, share=share)
 
 
-def _run(profile: Profile, arm: str, budget_bytes: int, place: Place, *, part: str, share: float) -> Iterator[Row]:
-    name = arm if place.pipeline_parallel > 1 else PARTITIONED.get(arm, arm)  # one stage: nothing to split
-    result = stock_block(profile, budget_bytes) if arm == STOCK_BLOCK else run_arm(profile, name, budget_bytes).result
-    if result is None:
-        return
+def _rows(
+    place: Place,
+    profile: Profile,
+    budget_bytes: int,
+    arms: tuple[str, ...],
+    known: Sequence[Row] = (),
+    *,
+    part: str,
+    share: float,
+) -> Iterator[Row]:
+    """Those of some arms that fit into a memory.
+
+    Args:
+        place: where.
+        profile: of the place.
+        budget_bytes: memory.
+        arms: in order, one that searches for a split behind that of the same planner with the even one.
+        known: the latter, where it is not one of `arms`.
+        part: of the study.
+        share: of the way from full's memory to none's.
+    """
+    found, memory = {row.arm: row for row in known}, Memory()
+    for arm in arms:
+        planner = PARTITIONED.get(arm, arm)
+        try:
+            split = split_of(profile, budget_bytes, arm)
+            if arm in PARTITIONED and split == profile.layout.split and planner in found:
+                row = dataclasses.replace(found[planner], arm=arm)  # the even split is the best: the same plan
+            else:
+                result = simulated(profile, planner, budget_bytes, split, memory)
+                row = _row(place, profile, budget_bytes, arm, result, part=part, share=share)
+        except (InfeasibleError, SolverError):
+            continue
+        found[arm] = row
+        yield row
+
+
+def _row(
+    place: Place,
+    profile: Profile,
+    budget_bytes: int,
+    arm: str,
+    result: SimulationResult,
+    *,
+    part: str,
+    share: float,
+) -> Row:
     stages = len(result.stages) * result.iteration_us
-    yield Row(
+    return Row(
         part=part,
         **dataclasses.asdict(place),
         micro_batch=profile.layout.micro_batch,
@@ -188,28 +222,6 @@ def _run(profile: Profile, arm: str, budget_bytes: int, place: Place, *, part: s
         hidden_share=_rounded(sum(stage.hidden_us for stage in result.stages) / stages),
         peak_bytes=result.peak_bytes,
     )
-
-
-def stock_block(profile: Profile, budget_bytes: int) -> SimulationResult | None:
-    """Megatron-Core's `block` as it is: the first k layers of each stage are replayed whole, collectives included, the
-    others keep everything; the smallest k that fits, or None."""
-
-    def run(count: int) -> SimulationResult | None:
-        return run_arm(stock_blocks(profile, count), "none", budget_bytes).result
-
-    most = max(sum(stage) for stage in profile.layout.split)
-    counts = range(most + 1)
-    # More replayed layers need less memory, so the counts that fit are the last ones.
-    first = bisect.bisect_left(counts, True, key=lambda count: run(count) is not None)
-    return run(first) if first <= most else None
-
-
-def stock_blocks(profile: Profile, count: int) -> Profile:
-    """The profile whose first `count` layers of each stage are Megatron-Core's fully recomputed ones."""
-    whole, kinds = with_stock_full_recompute(profile), len(profile.kinds)
-    places = [number < count for stage in profile.layout.split for number in range(sum(stage))]
-    layers = tuple(kind + kinds * replayed for kind, replayed in zip(profile.layers, places, strict=True))
-    return dataclasses.replace(profile, kinds=(*profile.kinds, *whole.kinds), layers=layers)
 
 
 def _rounded(value: float) -> float:

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from tools.study_lib import tables
+from tools.study_lib.arms import OURS
 from tools.study_lib.figures import EXISTING, LEAST_GAIN, LITTLE, MEGATRON, PAPER_GAIN, STEPS, STOCK, cases, gain
 from tools.study_lib.matrix import (
     BUDGET,
@@ -12,7 +13,6 @@ from tools.study_lib.matrix import (
     DEVICE_SHARE,
     GLOBAL_TOKENS,
     MICRO_BATCHES,
-    OURS,
     SEQUENCE,
     SEQUENCES,
     Row,

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tools.study_lib.arms import OURS
 from tools.study_lib.figures import MEGATRON, NONE, STEPS, STOCK, Case, Found, best_of, cases, steps_of
-from tools.study_lib.matrix import BUDGET, CLUSTERS, DEVICE, OURS, SHARES, Row
+from tools.study_lib.matrix import BUDGET, CLUSTERS, DEVICE, SHARES, Row
 from tools.study_lib.tables import of_cluster, percent
 
 BARS: Mapping[str, tuple[tuple[str, ...], str]] = {

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from tools.study_lib.arms import ARMS, CHECKMATE, OURS
 from tools.study_lib.figures import (
     EXISTING,
     LEAST_GAIN,
@@ -20,7 +21,7 @@ from tools.study_lib.figures import (
     steps_of,
     why_none,
 )
-from tools.study_lib.matrix import ARMS, BUDGET, CHECKMATE, CLUSTERS, DEVICE, OURS, SEQUENCE, SHARES, Row
+from tools.study_lib.matrix import BUDGET, CLUSTERS, DEVICE, SEQUENCE, SHARES, Row
 
 ABSENT = "-"
 Cases = Mapping[Case, Found]

@@ -72,10 +72,14 @@ def test_a_budget_that_is_too_small_names_stage_and_bytes(
     folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["plan", f"{folder}/profile.json", "--memory-gib", "0.1", "--output", f"{folder}/plan.json"]
-    assert main(words) == 2
-    message = capsys.readouterr().err
-    assert "stage 0" in message and "MiB" in message and "--sequence-parallel" in message
-    assert not (folder / "plan.json").exists()
+    for older in (None, "an older plan"):
+        if older is not None:
+            (folder / "plan.json").write_text(older)
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert re.search(r"stage 0 [\d.]+ MiB \(\d+ bytes\) above the memory budget", message)
+        assert "--sequence-parallel" in message and message.count("\n") == 1
+        assert older == ((folder / "plan.json").read_text() if older else None) and len(list(folder.iterdir())) <= 2
 
 
 def test_explain_tells_reasons_and_the_price_of_memory(
@@ -99,6 +103,10 @@ def test_compare_shows_all_arms(folder: pathlib.Path, capsys: pytest.CaptureFixt
     assert main(["compare", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--json"]) == 0
     arms = {arm["arm"]: arm for arm in json.loads(capsys.readouterr().out)["arms"]}
     assert not arms["none"]["fits"] and "above the memory budget" in arms["none"]["reason"]
+    assert main(["compare", f"{folder}/profile.json", "--memory-gib", BETWEEN, "--arms", "none"]) == 1
+    assert re.search(
+        r"no arm fits: with all recomputed a rank needs [\d.]+ GiB of 3\.1 GiB: add", capsys.readouterr().out
+    )
     ours, full, stock = (arms[name]["iteration_us"] for name in ("mix", "full", "stock-full"))
     assert ours < full < stock
     assert arms["mix+partition"]["iteration_us"] <= ours
@@ -182,6 +190,12 @@ def test_report_writes_one_page(folder: pathlib.Path, capsys: pytest.CaptureFixt
         ("plan --model gpt-8b --hardware h100-sxm", "gpt-7b"),
         ("plan --model gpt-7b --hardware h100", "h100-sxm"),
         ("plan missing.json", "missing.json"),
+        ("plan . --memory-gib 4", "., which cannot be read (Is a directory); expected a profile file"),
+        ("plan --model gpt-7b --hardware h100-sxm --memory-gib 1e300", "--memory-gib 1e300; expected a size in GiB"),
+        ("plan --model gpt-7b --hardware h100-sxm --memory-gib nan", "--memory-gib nan; expected a size in GiB"),
+        ("explain . --profile .", "., which cannot be read (Is a directory); expected a profile file"),
+        ("diff . .", "., which cannot be read (Is a directory); expected a plan file"),
+        ("memory --base-mib nan -- --num-layers 2", "--base-mib nan; expected a whole number of at least 0"),
         ("compare missing.json --memory-gib many", "missing.json"),
         ("sweep --models gpt-7b", "no --hardware"),
         ("sweep --sensitivity missing.json", "without --memory-gib"),

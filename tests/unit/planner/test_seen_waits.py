@@ -49,4 +49,3 @@ def test_waits_add_up_to_those_of_the_simulation() -> None:
         (whole,) = (use.length_us for use in stage.windows if use.kind == "pp_wait")
         # In the steady state, 8 microbatches; the rest of the iteration has more of them.
         assert 0 < 8 * sum(waits.values()) <= whole * 1.001
-

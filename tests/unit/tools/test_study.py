@@ -6,8 +6,10 @@ import pathlib
 import pytest
 
 from overlap_recompute.cli.room import needed_bytes
+from overlap_recompute.planner import InfeasibleError
 from overlap_recompute.planner.comparison import run_arm
 from tools.study_lib import matrix
+from tools.study_lib.arms import ARMS, OURS, stock_block, stock_blocks
 from tools.study_lib.figures import (
     EXISTING,
     MEGATRON,
@@ -22,20 +24,16 @@ from tools.study_lib.figures import (
     why_none,
 )
 from tools.study_lib.matrix import (
-    ARMS,
     BUDGET,
     CLUSTERS,
     DEVICE,
     MODELS,
     NODES,
-    OURS,
     PCIE,
     Place,
     Row,
     places,
     run_place,
-    stock_block,
-    stock_blocks,
 )
 from tools.study_lib.page import page
 from tools.study_lib.plots import draw
@@ -130,10 +128,11 @@ def test_block_of_all_layers_is_stock_full_and_of_none_is_none() -> None:
     assert whole is not None and stock is not None and none is not None
     assert whole.iteration_us == pytest.approx(stock.iteration_us)
     free = stock_block(profile, roomy)
-    assert free is not None and free.iteration_us == pytest.approx(none.iteration_us)
+    assert free.iteration_us == pytest.approx(none.iteration_us)
     some = stock_block(profile, (needed_bytes(profile, "full") + needed_bytes(profile, "none")) // 2)
-    assert some is not None and none.iteration_us < some.iteration_us < stock.iteration_us
-    assert stock_block(profile, 1 << 20) is None
+    assert none.iteration_us < some.iteration_us < stock.iteration_us
+    with pytest.raises(InfeasibleError):
+        stock_block(profile, 1 << 20)
 
 
 def test_a_place_is_run_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
@@ -149,6 +148,8 @@ def test_a_place_is_run_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: path
     over = gain(tight, ("stock-full",))
     assert over is not None and over > 1.3
     assert all(row.peak_bytes <= row.budget_bytes for row in found)
+    # One stage has nothing to split.
+    assert tight[OURS] == dataclasses.replace(tight["mix"], arm=OURS)
     assert rows_of(as_data(found, {"date": "d"})) == found
     text = page(found, {"date": "a day", "commit": "abc", "seconds": 1})
     assert "Every figure and every picture here is simulated" in text
