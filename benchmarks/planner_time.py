@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.planner_optimality import stage_us, transformer_stage
 from overlap_recompute.planner import solve_stage
-from overlap_recompute.planner.solve import Memory, Search
+from overlap_recompute.planner.solve import Memory, Search, moves_of
 
 STAGES = 8
 SHARE, LINK_GB_PER_S = 0.3, 60.0
@@ -32,7 +32,7 @@ def seconds(planner: str, layers: int, limit_s: float) -> tuple[float, float, fl
     memory, worst, of_stage = Memory(), 0.0, 0.0
     begin_s = time.process_time()
     for problem in problems:
-        found = solve_stage(problem, planner, memory=memory, search=Search(limit_s=limit_s))
+        found = solve_stage(problem, planner, memory=memory, search=Search(limit_s=limit_s, moves=moves_of(STAGES)))
         open_us = found.exposed_us - found.bound_us
         worst = max(worst, open_us / max(found.exposed_us, 1.0))
         of_stage = max(of_stage, open_us / (stage_us(problem) + found.exposed_us))

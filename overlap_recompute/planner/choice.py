@@ -136,12 +136,48 @@ def feasible(workspace: Workspace, found: Front, price: float) -> Iterator[tuple
 
 
 def lower_bound_us(workspace: Workspace, states: int = 256) -> float:
-    """About the least exposed time if replays could be split and took no memory ahead of need.
+    """No solution exposes less: replays can be split, nothing is held ahead of need, no working set beyond the least.
 
-    A bound up to the choices that `states` leave out; with the policies of the workspace only.
+    Valid for all policies also where the workspace holds those of fast planners alone, which leave out none that keeps
+    less and has less to replay before each deadline. Of too many states those of a range of bytes become one, with the
+    fewest bytes and the least carry among them.
     """
-    found = next(feasible(workspace, stage_front(workspace, states, 0.0), 0.0), None)
-    return 0.0 if found is None else found[0]
+    problem = workspace.problem
+    kept, exposed = np.zeros(1, dtype=np.int64), np.zeros(1)
+    for chunk in range(len(problem.chunks)):
+        more, carry = _least_carry(workspace, chunk, states)
+        kept, exposed = _merged((kept[:, None] + more).ravel(), (exposed[:, None] + carry).ravel(), states)
+    fits = kept + problem.floor_bytes <= problem.budget_bytes
+    return float(exposed[fits].min(initial=np.inf)) if fits.any() else 0.0
+
+
+def _least_carry(workspace: Workspace, chunk: int, states: int) -> tuple[Ints, Floats]:
+    """Bytes kept and least exposed time of a chunk."""
+    problem, layers = workspace.problem, workspace.chunk(chunk)
+    kept, carry = np.zeros(1, dtype=np.int64), np.zeros(1)
+    for index in layers:
+        layer, table = problem.layers[index], workspace.table(index)
+        load = workspace.loads[layer.kind]
+        after = np.broadcast_to(carry[:, None], (len(carry), len(table.masks)))
+        for own in range(load.shape[1] - 1, -1, -1):
+            after = _serve(after, _own_us(workspace, index, own, load.shape[1] - 1)) + load[:, own]
+        # What no window can hide may be hidden here: so one number is left to compare.
+        after = after + workspace.rests[layer.kind]
+        more = kept[:, None] + problem.chunks[chunk].in_flight * table.kept_bytes
+        kept, carry = _merged(more.ravel(), after.ravel(), states)
+    first, _ = workspace.span(chunk)
+    before_us = sum(workspace.lengths[first : problem.layers[layers[-1]].own_window]) if layers else 0.0
+    return kept, np.maximum(0.0, carry - before_us)
+
+
+def _merged(nbytes: Ints, cost: Floats, states: int) -> tuple[Ints, Floats]:
+    """The Pareto front by rising bytes; of too many states each range of bytes becomes one no worse than any of it."""
+    front = thin(nbytes, cost, len(nbytes))
+    nbytes, cost = nbytes[front], cost[front]
+    if len(front) <= states:
+        return nbytes, cost
+    edges = np.unique(np.searchsorted(nbytes, np.linspace(float(nbytes[0]), float(nbytes[-1]), states, endpoint=False)))
+    return nbytes[edges], cost[np.append(edges[1:], len(nbytes)) - 1]
 
 
 def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]:

@@ -2,7 +2,8 @@
 
 All layers of a kind take policy p; since memory seldom comes out even, the first n of them (whose backward pass runs
 last, with most windows before it) take another policy q. Every (p, q, n) is evaluated at once, with replays that can be
-split. The most promising ones are packed together, and the best varied once (`overlap_recompute.planner.evolve`).
+split. The most promising ones are packed together, and the best varied once (`overlap_recompute.planner.evolve`). What
+is still exposed is annealed (`overlap_recompute.planner.anneal`): there layers may come to differ in single units.
 Several kinds in a stage are solved in turn. Small stages are searched with more care
 (`overlap_recompute.planner.search`).
 """
@@ -12,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 
+from overlap_recompute.planner.anneal import LEAST_MOVES, anneal
 from overlap_recompute.planner.choice import evaluate, lower_bound_us
 from overlap_recompute.planner.evolve import Evolution
 from overlap_recompute.planner.packing import Effort
@@ -38,17 +40,30 @@ _PLACES = 8
 """Most values of n."""
 
 
-def solve_heu(workspace: Workspace, exact: Callable[[], Workspace]) -> StageSolution | None:
+def solve_heu(workspace: Workspace, exact: Callable[[], Workspace], moves: int) -> StageSolution | None:
     """The best solution found; None if nothing fits.
 
     Args:
         workspace: the policies that fast planners look at.
-        exact: all policies that may be part of an optimum, for the last steps on a small stage.
+        exact: all policies that may be part of an optimum, for the last steps.
+        moves: of annealing, in the end; none on the smallest stages, which are searched neighbour by neighbour.
     """
     found = search_structures(workspace) if effort_of(workspace) else evolve_structures(workspace)
-    if found.best is None or found.is_done or units_of(workspace) > POLISHED_UNITS:
+    if found.best is None or found.is_done:
         return found.best
-    return polish(exact(), found.best, [], PAINS, lower_bound_us(workspace))
+    return finish_heu(workspace, exact, found.best, moves)
+
+
+def finish_heu(workspace: Workspace, exact: Callable[[], Workspace], found: StageSolution, moves: int) -> StageSolution:
+    """The last steps of `solve_heu`, from what structures came to."""
+    moves = 0 if effort_of(workspace) else moves
+    is_small = units_of(workspace) <= POLISHED_UNITS
+    if not is_small and moves < LEAST_MOVES:
+        return found
+    bound_us = lower_bound_us(workspace)
+    if is_small:
+        found = polish(exact(), found, [], PAINS, bound_us)
+    return anneal(exact, found, moves, bound_us)
 
 
 def evolve_structures(workspace: Workspace) -> Evolution:

@@ -15,7 +15,7 @@ from overlap_recompute.planner.build import build_stage_problem
 from overlap_recompute.planner.contiguous import best_counts, greedy_counts, iteration_us
 from overlap_recompute.planner.infeasible import InfeasibleError
 from overlap_recompute.planner.plan import make_plan
-from overlap_recompute.planner.solve import Memory, solve_stage, window_kinds_of
+from overlap_recompute.planner.solve import Memory, Search, solve_stage, window_kinds_of
 from overlap_recompute.schedules import pipeline_schedule
 
 CANDIDATES = 4
@@ -177,7 +177,7 @@ class Pricer:
             row=self._rows[stage],
         )
         try:
-            solution = solve_stage(problem, self.planner, memory=self.memory)
+            solution = solve_stage(problem, self.planner, memory=self.memory, search=Search(moves=0))
         except InfeasibleError:
             return None
         return self.work_us(stage, first, count) + solution.exposed_us

@@ -16,7 +16,7 @@ from overlap_recompute.planner.opt import GAP
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve_pipeline
 from overlap_recompute.planner.progress import Report, gap_of
 from overlap_recompute.planner.seen_waits import with_seen_waits
-from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes
+from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes, moves_of
 from overlap_recompute.planner.stage_plan import stage_plan
 from overlap_recompute.simulator import simulate
 
@@ -49,7 +49,8 @@ def make_plan(
         time_limit_s: for opt's search, all stages together.
         gap: relative gap at which opt stops.
         memory: of earlier calls, see `overlap_recompute.planner.solve.Memory`.
-        by_need: look for choices that suit filling by need as well (`suited`), which takes most of the time.
+        by_need: look for choices that suit filling by need as well (`suited`), which takes most of the time; without
+            that, as where many splits are compared, nothing is annealed either.
 
     The first Ctrl-C while `opt` is at work ends its search, and the plan is made of the best solutions so far.
 
@@ -67,7 +68,10 @@ def make_plan(
     stop = threading.Event() if planner == INTERRUPTIBLE else None
     try:
         with SolverProcess() as solver:
-            search = Search(limit_s=time_limit_s / len(split), gap=gap, report=progress, solver=solver, stop=stop)
+            search = Search(
+                limit_s=time_limit_s / len(split), gap=gap, report=progress, solver=solver, stop=stop,
+                moves=moves_of(len(split)) if by_need else 0,
+            )  # fmt: skip
             ways = solve_pipeline(pipeline, memory, search)
             note = _note(pipeline, ways[0], interrupted=stop.is_set()) if stop is not None else ""
             made = partial(_simulated, pipeline, layout, note=note)

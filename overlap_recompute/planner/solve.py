@@ -29,11 +29,13 @@ CHECKMATE_S = 1.0
 it starts from what adapipe found."""
 EFFORT = Effort(width=4, sums=24, jobs=6)
 """With which early fills its waits."""
+MOVES, PIPELINE_MOVES = 120_000, 36_000
+"""Of annealing, for a stage that is solved by itself, and for all stages of a pipeline together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How hard opt searches."""
+    """How hard opt searches, and how long what is exposed is annealed."""
 
     limit_s: float = 60.0
     """For each distinct stage problem."""
@@ -43,6 +45,8 @@ class Search:
     """Told about progress, from time to time."""
     solver: Solver = solve_here
     """Runs HiGHS: in this process, or in another one that Ctrl-C can end at once."""
+    moves: int = MOVES
+    """Of annealing, for a stage on which `mix` leaves something exposed; half as many for `heu`."""
     stop: threading.Event | None = None
     """Set by the first Ctrl-C, and looked at before each search; None: Ctrl-C ends the search of one stage."""
 
@@ -99,6 +103,11 @@ class Memory:
         self._solutions.setdefault(key, []).append((budget_bytes, found))
 
 
+def moves_of(stages: int) -> int:
+    """Of annealing, for each stage of a pipeline."""
+    return MOVES if stages == 1 else PIPELINE_MOVES // stages
+
+
 Planner = Callable[[StageProblem, Memory, Search], StageSolution | None]
 """Solves a stage; None if nothing fits."""
 
@@ -119,7 +128,7 @@ def solve_stage(
         problem: what to solve.
         planner: a name of `PLANNERS`; those that take one choice for all stages take it for this one alone.
         memory: of earlier calls; identical problems are solved once.
-        search: how long opt may search.
+        search: how long to search.
 
     Raises:
         InfeasibleError: nothing fits into the memory.
@@ -131,7 +140,7 @@ def solve_stage(
     if planner in COMMON:
         return solve_common([problem], planner, memory)[0]
     *rest, budget_bytes = problem.content()
-    key = (planner, search.limit_s, search.gap, *rest)
+    key = (planner, search.limit_s, search.gap, search.moves, *rest)
     known, best = memory.recall(key, problem.budget_bytes)
     if not known:
         memory.store(key, problem.budget_bytes, _BY_STAGE[planner](problem, memory, search))
@@ -215,15 +224,16 @@ def exact_workspace(problem: StageProblem, memory: Memory) -> Workspace:
 
 
 def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return solve_heu(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
+    exact = partial(exact_workspace, problem, memory)
+    return solve_heu(fast_workspace(problem, memory), exact, search.moves // 2)
 
 
 def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
+    return solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
 
 
 def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    start = solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory))
+    start = solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
     workspace = exact_workspace(problem, memory)

@@ -1,19 +1,24 @@
 """opt against exhaustive search, mix and heu against opt, on random stages."""
 
 import dataclasses
+import json
+import pathlib
 
 import pytest
 
 from overlap_recompute.planner import InfeasibleError
 from overlap_recompute.planner.problem import StageProblem, StageSolution
-from overlap_recompute.planner.solve import Memory, Search, solve_stage
+from overlap_recompute.planner.solve import MOVES, Memory, Search, solve_stage
 from overlap_recompute.planner.verify import find_faults
 from tests.unit.planner.instances import brute_force_us, random_problem
 
-EXACT = Search(limit_s=20.0, gap=0.0)
+EXACT = Search(limit_s=20.0, gap=0.0, moves=MOVES // 10)
 SHARES = {"mix": 0.01, "heu": 0.05}
 INSTANCES = 300
 """benchmarks/planner_optimality.py has larger stages, where a few lie outside."""
+OPTIMA = pathlib.Path(__file__).resolve().parents[3] / "benchmarks" / "planner_optima.json"
+LARGER = (10034, 10067, 10085, 10022, 10101, 10132, 10139, 10214, 10216, 10222, 10269, 10344)
+MOST_MISSED = 2
 
 
 def solved(problem: StageProblem, planner: str, memory: Memory, search: Search = EXACT) -> StageSolution | None:
@@ -51,38 +56,27 @@ def test_heuristics_come_close_to_the_optimum() -> None:
     assert feasible > 0.8 * INSTANCES
 
 
-def test_on_larger_stages_heuristics_stay_near_what_opt_finds() -> None:
-    """Up to eight layers and eight units, opt with a short limit.
+def test_on_larger_stages_heuristics_stay_near_the_proven_optimum() -> None:
+    """Up to eight layers and eight units, with a third of the moves that a stage alone is annealed for by default.
 
-    Relative to the exposed time not every one is within 1 % (mix) and 5 % (heu): docs/planner.md has the count of 300.
-    Relative to the time of the stage all of them are, and so is the sum of all in exposed time within 3 % and 10 %.
+    Optima were proven before, in seconds to minutes each: benchmarks/planner_optimality.py --search. All of these
+    stages were missed by more than 1 % (mix) or 5 % (heu) before there was annealing; docs/planner.md has the count of
+    all 345 of the file.
     """
-    search, total_us = Search(limit_s=0.2, gap=0.01), {"opt": 0.0, "mix": 0.0, "heu": 0.0}
-    missed = {"mix": 0, "heu": 0}
-    for seed in range(5000, 5030):
-        problem, memory = random_problem(seed, most_layers=8, most_units=8), Memory()
-        found = {planner: solved(problem, planner, memory, search) for planner in total_us}
-        assert len({solution is None for solution in found.values()}) == 1, seed
-        best = found["opt"]
-        if best is None:
-            continue
-        work_us = sum(
-            step.duration_us
-            for kind in (problem.kinds[layer.kind] for layer in problem.layers)
-            for step in (*kind.forward, *kind.backward)
-        )
-        for planner, solution in found.items():
-            assert solution is not None and solution.exposed_us >= best.bound_us - 1e-3, (planner, seed)
-            total_us[planner] += solution.exposed_us
+    optima = {row["seed"]: row for row in json.loads(OPTIMA.read_text())}
+    search, missed = Search(moves=MOVES // 3), dict.fromkeys(SHARES, 0)
+    total_us = dict.fromkeys(("opt", *SHARES), 0.0)
+    for seed in LARGER:
+        problem, optimum, memory = random_problem(seed, most_layers=8, most_units=8), optima[seed], Memory()
+        assert optimum["budget_bytes"] == problem.budget_bytes, "other stages than those of the file"
+        total_us["opt"] += optimum["exposed_us"]
         for planner, share in SHARES.items():
-            solution = found[planner]
-            assert solution is not None
-            assert solution.exposed_us - best.exposed_us <= share * work_us, (planner, seed)
-            missed[planner] += solution.exposed_us > best.exposed_us * (1 + share) + 1.0
-    assert total_us["opt"] <= total_us["mix"] + 1e-3
-    assert total_us["mix"] <= 1.03 * total_us["opt"]
-    assert total_us["heu"] <= 1.10 * total_us["opt"]
-    assert missed["mix"] <= 6 and missed["heu"] <= 6, missed
+            found = solved(problem, planner, memory, search)
+            assert found is not None and found.exposed_us >= optimum["bound_us"] - 1e-3, (planner, seed)
+            total_us[planner] += found.exposed_us
+            missed[planner] += found.exposed_us > optimum["exposed_us"] * (1 + share) + 1.0
+    assert missed["mix"] <= MOST_MISSED and missed["heu"] <= MOST_MISSED, missed
+    assert total_us["mix"] <= 1.01 * total_us["opt"] and total_us["heu"] <= 1.02 * total_us["opt"], total_us
 
 
 @pytest.mark.parametrize("seed", range(2000, 2010))
