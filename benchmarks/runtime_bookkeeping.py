@@ -1,5 +1,7 @@
 """What the runtime costs per unit call and per replay beyond the unit's own compute, on tensors of eight numbers.
 
+Replays are marked in an event ring, as in a training run.
+
 Run: `python benchmarks/runtime_bookkeeping.py [--rounds 60] [--write]`; `--write` puts the table into
 `benchmarks/runtime_bookkeeping.md`. Processor time of the thread, so that other programs on the machine disturb it
 less; arms interleaved in one run; medians over rounds.
@@ -19,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from overlap_recompute.runtime import Policy, Runtime
+from overlap_recompute.ops import event_ring
+from overlap_recompute.runtime import Policy, ReplayMarks, Runtime
 
 UNITS = 32
 TARGET_US = 25.0
@@ -56,6 +59,12 @@ class Times(NamedTuple):
     backward_us: float
 
 
+def microbatch_number(key: object) -> int:
+    """A number for the marks; keys are numbers here."""
+    assert isinstance(key, int)
+    return key
+
+
 def measure(stack: nn.Module, x: Tensor, load: Load, runtime: Runtime | None) -> Times:
     """One step in the order of a pipeline: forward until `in_flight` microbatches wait, then one backward each."""
     waiting: deque[Tensor] = deque()
@@ -87,7 +96,7 @@ def overhead(kind: Kind, load: Load, rounds: int) -> Times:
     plain = nn.Sequential(*(kind.make() for _ in range(UNITS)))
     dropped = nn.Sequential(*(kind.make() for _ in range(UNITS)))
     x = torch.randn(1, 8, requires_grad=True)
-    runtime = Runtime(Policy.recompute_all())
+    runtime = Runtime(Policy.recompute_all(), marks=ReplayMarks(event_ring(), microbatch_number))
     runtime.attach(dropped, units=["*"])
     calls, replays = [], []
     for _ in range(rounds):

@@ -164,7 +164,8 @@ def _method(kept: dict[str, list[dict]]) -> list[str]:
         f"each turn does not count. Pieces: {pieces}.",
         "",
         "Probe: time of a fixed load right before the arm over that before its profiles; nothing is normalised by it. "
-        "glibc keeps freed memory (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2147483647), in profiles and arms alike: "
+        "glibc keeps freed memory (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2147483647) and asks for huge pages "
+        "(GLIBC_TUNABLES=glibc.malloc.hugetlb=1), in profiles and arms alike: "
         "by default it maps large tensors anew, and one and the same operation then takes 11 or 19 ms.",
         "",
         "Limits: one machine, two ranks, a small model, links without delay; predictions extrapolate a rate by a "

@@ -21,18 +21,31 @@ from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
 from megatron.overlap.errors import BackwardError
 from megatron.overlap.figures import Figures, StepFigures
+from megatron.overlap.flight import FlightRecorder
 from megatron.overlap.groups import kinds_of_groups
 from megatron.overlap.pipeline_windows import PipelineWindows
 from megatron.overlap.policy import choose_policy, summary_of
 from megatron.overlap.replacements import Replacements
 from megatron.overlap.settings import MicrobatchKey, OverlapSettings
+from megatron.overlap.step_marks import StepMarks
 from megatron.overlap.step_trace import StepTrace
 from megatron.overlap.window_lengths import WindowLengths
 from megatron.overlap.window_log import WindowLog
 from megatron.overlap.windows import Windows
+from overlap_recompute.ops import EventRing, event_ring
 from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.errors import ConfigError, UserError
-from overlap_recompute.runtime import CudaStreams, InlineLane, Journal, Lane, Policy, Runtime, StepReport, StreamLane
+from overlap_recompute.runtime import (
+    CudaStreams,
+    InlineLane,
+    Journal,
+    Lane,
+    Place,
+    Policy,
+    Runtime,
+    StepReport,
+    StreamLane,
+)
 from overlap_recompute.schedules.builders import pipeline_schedule
 
 logger = logging.getLogger(__name__)
@@ -50,7 +63,8 @@ class OverlapSession:
     Args:
         settings: the place of this rank and what to drop.
         chunks: its model chunks, wrapped as they train, on their device.
-        journal: where to record every happening; None for no record but the trace.
+        journal: where to record every happening; None for no record but the marks.
+        ring: where passes, waits and replays are marked, traced or not; None: one of the usual size.
 
     Raises:
         ConfigError: a unit that was named cannot be dropped here, or the ranks were given different flags.
@@ -58,15 +72,19 @@ class OverlapSession:
     """
 
     def __init__(
-        self, settings: OverlapSettings, chunks: Sequence[DistributedDataParallel], journal: Journal | None = None
+        self,
+        settings: OverlapSettings,
+        chunks: Sequence[DistributedDataParallel],
+        journal: Journal | None = None,
+        ring: EventRing | None = None,
     ) -> None:
         self.settings = settings
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._counts = [0] * len(chunks)
         self._replacements = Replacements()
+        self._marks = StepMarks(event_ring() if ring is None else ring)
+        self._flight = FlightRecorder(settings, self._marks)
         self._trace: StepTrace | None = None
-        if journal is None and settings.trace_folder is not None:
-            journal = Journal()
         on_device = settings.device.type == "cuda"
         streams: Any = CudaStreams(settings.device) if on_device else None
         lane: Lane = StreamLane(streams) if on_device else InlineLane()
@@ -76,15 +94,16 @@ class OverlapSession:
             prefetch_cap_bytes=settings.prefetch_cap_bytes or 0,
             rng_providers=(TrackerRng(),),
             journal=journal,
+            marks=self._marks.replays,
             verify=settings.verify,
             replay_inner_hooks=gathers_in_hooks(chunks),
         )
         self.figures = Figures(settings.device, settings.predicted)
         try:
             _check_same_flags(settings)
-            if settings.trace_folder is not None and journal is not None:
-                self._trace = StepTrace(settings, settings.trace_folder, journal)
-            log = WindowLog(self._trace.window if self._trace is not None else None)
+            if settings.trace_folder is not None:
+                self._trace = StepTrace(settings, settings.trace_folder, self._marks)
+            log = WindowLog(marks=self._marks)
             units_per_window = self._attach(chunks)
             closing: Closing = (
                 DeviceClosing(settings.units_per_window or units_per_window) if on_device else HostClosing()
@@ -124,8 +143,7 @@ class OverlapSession:
             self._counts[chunk] += 1
             with self.microbatch(key):
                 output, loss = run(iterator, model)
-            if self._trace is not None:
-                self._trace.follow_backward(output, key)
+            self._marks.follow_backward(output, key)
             return output, loss
 
         return step
@@ -133,12 +151,10 @@ class OverlapSession:
     @contextmanager
     def microbatch(self, key: MicrobatchKey) -> Iterator[None]:
         """The forward pass of one microbatch through one chunk."""
-        if self._trace is not None:
-            self._trace.begin_forward()
+        self._marks.begin_forward(key)
         with self.runtime.microbatch(key):
             yield
-        if self._trace is not None:
-            self._trace.end_forward(key)
+        self._marks.end_forward(key)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -157,10 +173,11 @@ class OverlapSession:
             yield
             report = self.runtime.step_end()
         except BaseException as error:
-            place = self.runtime.last_read
+            place = _place_to_name(error, self.runtime.last_read)
             self.runtime.abort()
-            if place is None or isinstance(error, UserError) or not isinstance(error, Exception):
-                raise  # it names its place, or there is none to name
+            self._leave_marks(error, place)
+            if place is None:
+                raise
             raise BackwardError(place, error) from error
         finally:
             self.windows.active = False
@@ -204,6 +221,14 @@ class OverlapSession:
         if self._trace is not None:
             self._trace.close()
 
+    def _leave_marks(self, error: BaseException, place: Place | None) -> None:
+        """What this rank did last, for whoever looks for the cause; an exit on purpose has none."""
+        if not isinstance(error, Exception | KeyboardInterrupt):
+            return
+        drained = self._flight.write(error if place is None else BackwardError(place, error))
+        if self._trace is not None and drained is not None:
+            self._trace.keep(drained)
+
     def _allow_layers_ahead(self, report: StepReport) -> None:
         """The first step brings nothing back ahead, and shows what layers drop."""
         cap_bytes = LAYERS_AHEAD * max((layer.dropped_bytes for layer in report.layers), default=0)
@@ -222,6 +247,11 @@ class OverlapSession:
 def gathers_in_hooks(chunks: Sequence[DistributedDataParallel]) -> bool:
     """Whether every module has the hooks of --overlap-param-gather; a replay finds all parameters gathered."""
     return any(chunk.use_forward_hook for chunk in chunks)
+
+
+def _place_to_name(error: BaseException, place: Place | None) -> Place | None:
+    """What an error in backward must be told with; None: it names its place, or there is none to name."""
+    return None if isinstance(error, UserError) or not isinstance(error, Exception) else place
 
 
 def _check_same_flags(settings: OverlapSettings) -> None:

@@ -45,6 +45,8 @@ class OverlapSettings:
     """Compare every replay with what was dropped."""
     trace_folder: Path | None
     """Where to write this rank's trace."""
+    flight_folder: Path | None = None
+    """Where to leave the last marks of a step that fails when there is no `trace_folder`; None: nowhere."""
     trace_origin: TraceOrigin | None = None
     """What it says about the run; None: nothing."""
     flags: str

@@ -1,28 +1,27 @@
-"""What a session puts into the trace, and when."""
+"""The trace of a run, made of the marks of its steps."""
 
-import time
-from functools import partial
+import logging
 from pathlib import Path
 
-from torch import Tensor
-from torch.autograd import Variable
+import numpy as np
 
-from megatron.overlap.settings import MicrobatchKey, OverlapSettings
+from megatron.overlap.settings import OverlapSettings
+from megatron.overlap.spans import SpanReader
+from megatron.overlap.step_marks import StepMarks
 from megatron.overlap.trace import TraceWriter
-from megatron.overlap.window_log import Window
-from overlap_recompute.plan.actions import Action, Kind
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.runtime import Journal
+
+logger = logging.getLogger(__name__)
 
 
 class StepTrace:
-    """Follows the steps of one rank."""
+    """Drains the ring of one rank after each step and writes what it held."""
 
-    def __init__(self, settings: OverlapSettings, folder: Path, journal: Journal) -> None:
+    def __init__(self, settings: OverlapSettings, folder: Path, marks: StepMarks) -> None:
         """Args:
         settings: the place of this rank.
         folder: where the trace goes.
-        journal: what the runtime writes; emptied after each step.
+        marks: what the session marks, in a ring that nobody else drains.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -36,41 +35,35 @@ class StepTrace:
                 "a folder with permission to write",
                 "name another folder",
             ) from None
-        self._journal = journal
-        self._forward_ns = 0
+        self._ring, self._reader = marks.ring, SpanReader(marks)
+        self._waiting: list[np.ndarray] = []
+        self._lost = 0
 
-    def window(self, window: Window) -> None:
-        """A wait has ended."""
-        self._writer.window(window)
-
-    def begin_forward(self) -> None:
-        """A forward pass begins."""
-        self._forward_ns = time.perf_counter_ns()
-
-    def end_forward(self, key: MicrobatchKey) -> None:
-        """It has ended."""
-        self._writer.span("schedule", _name(Kind.F, key), self._forward_ns, time.perf_counter_ns())
-
-    def follow_backward(self, output: Tensor, key: MicrobatchKey) -> None:
-        """Record the backward pass through the model whose output this is."""
-        if isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(partial(self._begin_backward, key))
-
-    def _begin_backward(self, key: MicrobatchKey, gradient: Tensor) -> None:
-        end = partial(self._end_backward, key, time.perf_counter_ns())
-        Variable._execution_engine.queue_callback(end)
-
-    def _end_backward(self, key: MicrobatchKey, begin_ns: int) -> None:
-        self._writer.span("schedule", _name(Kind.B, key), begin_ns, time.perf_counter_ns())
+    def keep(self, drained: np.ndarray) -> None:
+        """Marks that the flight recorder has drained; they are written with those of the next step, or at the end."""
+        self._waiting.append(drained)
 
     def end_step(self) -> None:
-        """Write what the journal has gathered."""
-        self._writer.replays(self._journal)
+        """Write what was marked since the last call."""
+        taken, self._waiting = [*self._waiting, self._ring.drain()], []
+        for drained in taken:
+            self._writer.spans(self._reader.read(drained))
+        if self._ring.overwritten > self._lost:
+            self._tell_lost(self._ring.overwritten, first=not self._lost)
+
+    def _tell_lost(self, lost: int, *, first: bool) -> None:
+        if first:
+            logger.warning(
+                "a step makes more marks than the event ring holds (%d a thread): %d were overwritten, and their spans "
+                "are not in the trace %s", self._ring.capacity, lost, self._writer.path,
+            )  # fmt: skip
+            self._writer.say_lost(lost)
+        self._lost = lost
 
     def close(self) -> None:
         """Complete the file."""
+        if not self._writer.closed:
+            self.end_step()
+            if self._lost:
+                self._writer.say_lost(self._lost)
         self._writer.close()
-
-
-def _name(kind: Kind, key: MicrobatchKey) -> str:
-    return str(Action(kind=kind, chunk=key.chunk, microbatch=key.number))

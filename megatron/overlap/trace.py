@@ -11,17 +11,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from megatron.overlap.window_log import Window
+from megatron.overlap.spans import Span
 from overlap_recompute.plan.run_trace import LANES, RUN_EVENT, TraceOrigin
-from overlap_recompute.runtime import Journal
-from overlap_recompute.runtime import Kind as JournalKind
 
 logger = logging.getLogger(__name__)
 
+LOST_EVENT = "overlap_recompute_lost"
+"""Name of the metadata event that says how many marks were overwritten; the last one counts."""
 MOST_SPANS = 1_000_000
 """A trace ends there: larger ones open nowhere, and a long run would fill the disk."""
 
@@ -44,48 +44,35 @@ class TraceWriter:
         self._unfinished = folder / f".rank-{rank:05d}.json.{os.getpid()}.part"
         self._stream = open(self._unfinished, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._rank, self._left = rank, MOST_SPANS
-        # The host's clock of this process and that of the world, read together: so that ranks can be joined.
-        self._to_wall_ns = time.time_ns() - time.perf_counter_ns()
+        # The clock of the marks and that of the world, read together: so that ranks can be joined.
+        self._to_wall_ns = time.time_ns() - time.monotonic_ns()
         self._separator = "[\n"
-        self._add({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": label}})
-        if origin is not None:
-            self._add({"ph": "M", "name": RUN_EVENT, "pid": rank, "args": dataclasses.asdict(origin)})
-        for number, lane in enumerate(LANES):
-            place = {"ph": "M", "pid": rank, "tid": number}
-            self._add({**place, "name": "thread_name", "args": {"name": lane}})
-            self._add({**place, "name": "thread_sort_index", "args": {"sort_index": number}})
+        for event in header_of(rank, label, origin):
+            self._add(event)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more: it is complete, or has ended early."""
+        return self._stream.closed
 
     def span(self, lane: str, name: str, begin_ns: int, end_ns: int, **details: Any) -> None:
-        """A span from one `time.perf_counter_ns()` to another."""
-        if self._left <= 0:
-            return
-        self._left -= 1
-        if self._left == 0:
-            logger.warning("the trace %s ends here: it has %d spans", self.path, MOST_SPANS)
-        self._add(
-            {
-                "ph": "X", "name": name, "pid": self._rank, "tid": LANES.index(lane),
-                "ts": (begin_ns + self._to_wall_ns) / 1000, "dur": (end_ns - begin_ns) / 1000, "args": details,
-            }
-        )  # fmt: skip
+        """A span from one `time.monotonic_ns()` to another."""
+        self.spans((Span(lane, name, begin_ns, end_ns, details),))
 
-    def window(self, window: Window) -> None:
-        """A wait."""
-        if self._left > 0:
-            details = {"units": window.units, "filled_us": window.filled_ns / 1000}
-            self.span("windows", window.kind.value, window.begin_ns, window.end_ns, **details)
+    def spans(self, spans: Iterable[Span]) -> None:
+        """Spans, in any order."""
+        for span in spans:
+            if self._left <= 0:
+                continue
+            self._left -= 1
+            if self._left == 0:
+                logger.warning("the trace %s ends here: it has %d spans", self.path, MOST_SPANS)
+            self._add(span_event(self._rank, span, self._to_wall_ns))
 
-    def replays(self, journal: Journal) -> None:
-        """The replays that a journal holds, which is then emptied."""
-        begun: dict[tuple[str, int, Hashable, int], int] = {}
-        for event in journal.of(JournalKind.REPLAY_BEGIN, JournalKind.REPLAY_END):
-            place = (event.unit, event.layer, event.microbatch, event.call)
-            if event.kind is JournalKind.REPLAY_BEGIN:
-                begun[place] = event.time_ns
-            else:
-                name = f"R({unit_name(event.unit, event.layer)}) {short_name(event.microbatch)}"
-                self.span("hidden" if event.hidden else "exposed", name, begun.pop(place), event.time_ns)
-        journal.clear()
+    def say_lost(self, marks: int) -> None:
+        """So many marks were overwritten before they could be written."""
+        if not self.closed:
+            self._add({"ph": "M", "name": LOST_EVENT, "pid": self._rank, "args": {"overwritten": marks}})
 
     def close(self) -> None:
         """Complete the file."""
@@ -117,12 +104,27 @@ class TraceWriter:
             os.replace(self._unfinished, self.path)
 
 
-def unit_name(unit: str, layer: int) -> str:
-    """A unit in traces: `L7.linear_fc1`."""
-    return f"L{layer}.{unit}"
+def header_of(rank: int, label: str, origin: TraceOrigin | None) -> list[dict[str, Any]]:
+    """The metadata events at the top of a trace.
+
+    Args:
+        rank: the process number in the trace.
+        label: what to call the rank.
+        origin: what to say about the run; None: nothing.
+    """
+    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": rank, "args": {"name": label}}]
+    if origin is not None:
+        events.append({"ph": "M", "name": RUN_EVENT, "pid": rank, "args": dataclasses.asdict(origin)})
+    for number, lane in enumerate(LANES):
+        place = {"ph": "M", "pid": rank, "tid": number}
+        events.append({**place, "name": "thread_name", "args": {"name": lane}})
+        events.append({**place, "name": "thread_sort_index", "args": {"sort_index": number}})
+    return events
 
 
-def short_name(key: Hashable) -> str:
-    """Chunk and microbatch in traces: `0.3`."""
-    chunk, number = getattr(key, "chunk", None), getattr(key, "number", None)
-    return f"{chunk}.{number}" if chunk is not None else str(key)
+def span_event(rank: int, span: Span, to_wall_ns: int) -> dict[str, Any]:
+    """A span as an event; `to_wall_ns` is what the world's clock is ahead of `time.monotonic_ns()`."""
+    return {
+        "ph": "X", "name": span.name, "pid": rank, "tid": LANES.index(span.lane),
+        "ts": (span.begin_ns + to_wall_ns) / 1000, "dur": (span.end_ns - span.begin_ns) / 1000, "args": span.details,
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from megatron.overlap.step_marks import StepMarks
 from overlap_recompute.plan.windows import WindowKind
 
 
@@ -51,16 +52,23 @@ class WindowSums:
 
 
 class WindowLog:
-    """Sums windows by kind; hands each to `listener` if there is one."""
+    """Sums windows by kind; hands each to `listener`, and marks it in `marks`, where there are such."""
 
-    __slots__ = ("listener", "_sums")
+    __slots__ = ("listener", "_marks", "_sums")
 
-    def __init__(self, listener: Callable[[Window], None] | None = None) -> None:
-        self.listener = listener
+    def __init__(self, listener: Callable[[Window], None] | None = None, marks: StepMarks | None = None) -> None:
+        self.listener, self._marks = listener, marks
         self._sums = {kind: WindowSums() for kind in WindowKind}
+
+    def begin(self, kind: WindowKind) -> None:
+        """A window opens; `add` it when it has closed."""
+        if self._marks is not None:
+            self._marks.begin_wait(kind)
 
     def add(self, window: Window) -> None:
         """Count a window that has closed."""
+        if self._marks is not None:
+            self._marks.end_wait(window.kind, window.units, window.filled_ns)
         self._sums[window.kind].add(window)
         if self.listener is not None:
             self.listener(window)

@@ -86,6 +86,7 @@ class Windows:
         self, kind: WindowKind, work: Any, pollable: bool, only: Collection[UnitKey] | None, place: Place | None
     ) -> Window:
         expected_ns = self._lengths.expected_ns(place) if self._lengths is not None and place is not None else None
+        self.log.begin(kind)
         begin_ns = time.perf_counter_ns()
         left_ns = None if expected_ns is None else lambda: begin_ns + expected_ns - time.perf_counter_ns()
         watch = self._closing.watch(work, pollable)
@@ -100,6 +101,7 @@ class Windows:
 
     def measure(self, kind: WindowKind, work: Any) -> Window:
         """Wait for `work` and record how long that took."""
+        self.log.begin(kind)
         begin_ns = time.perf_counter_ns()
         work.wait()
         window = Window(kind, begin_ns, time.perf_counter_ns(), 0, 0, 0)
@@ -109,6 +111,7 @@ class Windows:
     @contextmanager
     def window(self, kind: WindowKind) -> "Iterator[OpenWindow]":
         """A window that its user opens and closes: fill it with `fill(until)`, and wait before the block ends."""
+        self.log.begin(kind)
         begin_ns = time.perf_counter_ns()
         opened = OpenWindow(self._queue if kind in self._fills else None)
         yield opened

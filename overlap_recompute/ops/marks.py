@@ -38,7 +38,7 @@ class EventRing(Protocol):
     def intern(self, name: str) -> int:
         """The number of a name; 0 is the empty name."""
 
-    def mark(self, name: int, kind: int, value: int = 0) -> None:
+    def mark(self, name: int, kind: int, value: int = 0, /) -> None:
         """Records the time (time.monotonic_ns), the calling thread and `value` (64 bits: a microbatch, bytes)."""
 
     def drain(self) -> np.ndarray:
@@ -103,7 +103,7 @@ class PythonEventRing:
         with self._lock:
             return self._numbers.setdefault(name, len(self._numbers))
 
-    def mark(self, name: int, kind: int, value: int = 0) -> None:
+    def mark(self, name: int, kind: int, value: int = 0, /) -> None:
         try:
             ring: _ThreadRing = self._own.ring
         except AttributeError:

@@ -14,6 +14,7 @@ from overlap_recompute.runtime.errors import (
 from overlap_recompute.runtime.journal import Event, Journal, Kind
 from overlap_recompute.runtime.lanes import CudaStreams, Fence, InlineLane, Lane, StreamLane, Streams
 from overlap_recompute.runtime.ledger import Ledger
+from overlap_recompute.runtime.marks import ReplayMarks
 from overlap_recompute.runtime.recompute_queue import Fill, RecomputeQueue, Stop
 from overlap_recompute.runtime.report import LayerBytes, StepReport
 from overlap_recompute.runtime.rng import CpuRng, CudaRng, RngProvider
@@ -22,6 +23,6 @@ from overlap_recompute.runtime.runtime import MicrobatchScope, Runtime
 __all__ = [
     "ContextProvider", "CpuRng", "CudaRng", "CudaStreams", "Decision", "Event", "Fence", "Fill", "InPlaceError",
     "InlineLane", "Journal", "Kind", "Lane", "LayerBytes", "Ledger", "MicrobatchScope", "Place", "Policy",
-    "RecomputeQueue", "ReplayError", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane", "Streams",
-    "UnfinishedError", "UnitDecision", "UnitError", "UnsafeUnitError", "VerifyError",
+    "RecomputeQueue", "ReplayError", "ReplayMarks", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane",
+    "Streams", "UnfinishedError", "UnitDecision", "UnitError", "UnsafeUnitError", "VerifyError",
 ]  # fmt: skip

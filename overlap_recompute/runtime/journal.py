@@ -1,4 +1,4 @@
-"""An ordered record of what happened to which unit, for tests and traces."""
+"""An ordered record of what happened to which unit, for tests; traces are made of marks (`marks.py`)."""
 
 import enum
 import time

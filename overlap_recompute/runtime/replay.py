@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from overlap_recompute.runtime.ambient import Ambient, are_at
-from overlap_recompute.runtime.calls import Phase, UnitCall
+from overlap_recompute.runtime.calls import DROPPED, Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, ReplayError, UnitError, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.lanes import Lane
+from overlap_recompute.runtime.marks import BEGIN, END, FAILED
 from overlap_recompute.runtime.rng import RngKeeper
 from overlap_recompute.runtime.state import RuntimeState
 from overlap_recompute.runtime.storages import Kept
@@ -23,21 +23,24 @@ from overlap_recompute.runtime.trees import replace, tensors_in
 from overlap_recompute.runtime.verify import check_replay
 
 ARGUMENTS = (Kept, Handle)
+# What `saved_tensors_hooks` and `enable_grad` call; as context managers they take as long as a small replay's kernel.
+_push_hooks = torch._C._autograd._push_saved_tensors_default_hooks
+_pop_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
+_set_grad = torch._C._set_grad_enabled
+REPLAYING, PRESENT = Phase.REPLAYING, Phase.PRESENT
 
 
 class Replayer:
     """Materializes calls, on demand or early."""
 
-    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_hooks", "_grad", "_call", "_position", "_hidden")
+    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_pack", "_unpack", "_call", "_position", "_hidden")
 
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient, lane: Lane) -> None:
         self.lane = lane
         self._state, self._rng, self._ambient = state, rng, ambient
         # Backward of CPU and of CUDA nodes runs on different threads; both may ask for the same call.
         self._lock = threading.RLock()
-        self._hooks = saved_tensors_hooks(self._capture, self._refuse_backward)
-        # Entered by one replay at a time, so one object serves all of them.
-        self._grad = torch.enable_grad()
+        self._pack, self._unpack = self._capture, self._refuse_backward
         self._call: UnitCall | None = None
         self._position = 0
         self._hidden = False
@@ -53,13 +56,16 @@ class Replayer:
     def materialize(self, call: UnitCall, hidden: bool) -> None:
         """Replay `call` after what it depends on; nothing happens if that was done before."""
         with self._lock:
+            if call.pending_source() is None:
+                self._run(call, hidden)
+                return
             waiting = [call]
             while waiting:
                 source = waiting[-1].pending_source()
-                if source is not None and waiting[-1].phase is Phase.DROPPED:
+                if source is not None and waiting[-1].phase is DROPPED:
                     waiting.append(source)
                 else:
-                    self.run(waiting.pop(), hidden)
+                    self._run(waiting.pop(), hidden)
 
     def run(self, call: UnitCall, hidden: bool) -> None:
         """Replay one call whose arguments are all there.
@@ -68,36 +74,48 @@ class Replayer:
             ReplayError: the replay raised, or did something else than the forward pass.
         """
         with self._lock:
-            if call.phase is Phase.PRESENT:
-                return
-            if call.phase is not Phase.DROPPED:
-                raise _not_replayable(call)
-            if self._state.replaying is not None:
-                raise _inside(self._state.replaying)
-            begin_ns, journal = time.perf_counter_ns(), self._state.journal
-            call.phase, call.hidden = Phase.REPLAYING, hidden
-            if journal is not None:
-                journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
-            try:
-                if hidden:
-                    call.fence = self.lane.run(partial(self._replay, call, True))
-                else:
-                    self._replay(call, False)
-                call.phase = Phase.PRESENT
-            except BaseException as error:
-                self._fail(call, error)
-            finally:
-                call.forget_arguments()
-            call.unit.replay_ns = time.perf_counter_ns() - begin_ns
-            if call.postponed:
-                call.unit.note_postponed(was_late=not hidden)
-            self._state.replays.add(hidden, call.unit.replay_ns)
-            if journal is not None:
-                journal.add(Kind.REPLAY_END, call.place, hidden)
+            self._run(call, hidden)
+
+    def _run(self, call: UnitCall, hidden: bool) -> None:
+        if call.phase is PRESENT:
+            return
+        if call.phase is not DROPPED:
+            raise _not_replayable(call)
+        if self._state.replaying is not None:
+            raise _inside(self._state.replaying)
+        begin_ns, journal, marks = time.perf_counter_ns(), self._state.journal, self._state.marks
+        if marks is not None:
+            name, value = marks.of(call, hidden)
+            marks.mark(name, BEGIN, value)
+        call.phase, call.hidden = REPLAYING, hidden
+        if journal is not None:
+            journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
+        try:
+            if hidden:
+                call.fence = self.lane.run(partial(self._replay, call, True))
+            else:
+                self._replay(call, False)
+            call.phase = PRESENT
+        except BaseException as error:
+            self._fail(call, error)
+        finally:
+            call.forget_arguments()
+        call.unit.replay_ns = time.perf_counter_ns() - begin_ns
+        if call.postponed:
+            call.unit.note_postponed(was_late=not hidden)
+        self._state.replays.add(hidden, call.unit.replay_ns)
+        if marks is not None:
+            marks.mark(name, END, value)
+        if journal is not None:
+            journal.add(Kind.REPLAY_END, call.place, hidden)
 
     def _fail(self, call: UnitCall, error: BaseException) -> NoReturn:
         call.phase = Phase.FAILED
         call.take_away()
+        marks = self._state.marks
+        if marks is not None:
+            name, value = marks.of(call, call.hidden)
+            marks.mark(name, FAILED, value)
         if self._state.journal is not None:
             self._state.journal.add(Kind.REPLAY_FAILED, call.place, call.hidden)
         if isinstance(error, UnitError) or not isinstance(error, Exception):
@@ -120,8 +138,14 @@ class Replayer:
             surroundings = self._ambient.enter(call.ambient, call.unit.modules)
             rng = self._rng.enter(call.rng) if call.rng is not None else None
             self._call, self._position, self._hidden = call, 0, hidden
-            with self._grad, self._hooks:
+            grad = torch.is_grad_enabled()
+            _push_hooks(self._pack, self._unpack)
+            _set_grad(True)
+            try:
                 output = call.forward(*args, **kwargs)
+            finally:
+                _pop_hooks()
+                _set_grad(grad)
             self._finish(call, output, hidden)
         finally:
             if rng is not None:

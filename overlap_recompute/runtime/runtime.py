@@ -19,6 +19,7 @@ from overlap_recompute.runtime.errors import Place, UnfinishedError
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.lanes import InlineLane, Lane
 from overlap_recompute.runtime.ledger import Ledger
+from overlap_recompute.runtime.marks import ReplayMarks
 from overlap_recompute.runtime.recompute_queue import RecomputeQueue
 from overlap_recompute.runtime.record import Recorder
 from overlap_recompute.runtime.replay import Replayer
@@ -56,6 +57,7 @@ class Runtime:
         rng_providers: Iterable[RngProvider] = (),
         context_providers: Sequence[ContextProvider] = (),
         journal: Journal | None = None,
+        marks: ReplayMarks | None = None,
         verify: bool = False,
         replay_inner_hooks: bool = False,
     ) -> None:
@@ -67,12 +69,13 @@ class Runtime:
         rng_providers: sources of randomness besides torch's default generators.
         context_providers: context managers that must be in force again in replays.
         journal: where to record what happens; None to record nothing.
+        marks: mark begin and end of each replay in an event ring; None for no marks.
         verify: keep a copy of what is dropped and compare every replay with it, bit for bit.
         replay_inner_hooks: accept dropped units with forward hooks on modules inside of them, and run those hooks
             again in replays; for hooks that do no harm, or that ask `replaying`.
         """
         self.policy = policy
-        self._state = RuntimeState(journal, verify, replay_inner_hooks)
+        self._state = RuntimeState(journal, marks, verify, replay_inner_hooks)
         self._rng = RngKeeper(rng_providers)
         ambient = Ambient(context_providers)
         self._recorder = Recorder(self._state, self._rng, ambient)
@@ -182,6 +185,8 @@ class Runtime:
         self._units.clear()
         self._state.static.clear()
         self._state.parameters.clear()
+        if self._state.marks is not None:
+            self._state.marks.forget()
         self._checked = False
 
     def microbatch(self, key: Hashable) -> "MicrobatchScope":

@@ -9,6 +9,7 @@ from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.handles import Entry, OutputRef
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.ledger import Ledger
+from overlap_recompute.runtime.marks import ReplayMarks
 from overlap_recompute.runtime.storages import Kept, KeptStorage, KeptTable, StaticTable
 from overlap_recompute.runtime.units import Unit
 
@@ -23,10 +24,13 @@ class RuntimeState:
 
     __slots__ = (
         "microbatch", "running", "argument", "layer", "replaying", "in_backward", "last_read", "seen", "outputs",
-        "kept", "static", "parameters", "ledger", "journal", "verify", "replay_inner_hooks", "demand", "replays",
+        "kept", "static", "parameters", "ledger", "journal", "marks", "verify", "replay_inner_hooks", "demand",
+        "replays",
     )  # fmt: skip
 
-    def __init__(self, journal: Journal | None, verify: bool, replay_inner_hooks: bool) -> None:
+    def __init__(
+        self, journal: Journal | None, marks: ReplayMarks | None, verify: bool, replay_inner_hooks: bool
+    ) -> None:
         self.microbatch: Microbatch | None = None
         """The microbatch whose forward pass runs; None in replays and outside."""
         self.running: UnitCall | None = None
@@ -49,7 +53,7 @@ class RuntimeState:
         self.parameters: dict[int, Kept] = {}
         """What stands for a parameter of an attached model, by its identity: one object until the parameter changes."""
         self.ledger = Ledger()
-        self.journal = journal
+        self.journal, self.marks = journal, marks
         self.verify = verify
         self.replay_inner_hooks = replay_inner_hooks
         self.demand: Callable[[UnitCall], None]

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
+from megatron.overlap.flight import FLIGHT_EVENT
 from megatron.overlap.trace_files import merge_traces
 from overlap_recompute.cli.main import main
 from overlap_recompute.plan.digest import plan_digest
 from overlap_recompute.plan.validation import read_plan
 from overlap_recompute.report import read_traces
 from tests.distributed.conftest import ROOT, Corpus, losses, read_metrics, report, trainer
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import RankResult, run_ranks
 from tests.distributed.test_parity import GPT
 
 Train = Callable[..., list[float]]
@@ -96,9 +97,18 @@ def test_the_peak_of_the_process_falls_by_what_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("mode", ["replay", "backward", "death", "flags"])
-def test_a_fault_ends_every_rank_and_names_its_place(mode: str, corpus: Corpus) -> None:
+def test_a_fault_ends_every_rank_and_names_its_place(mode: str, tmp_path: pathlib.Path, corpus: Corpus) -> None:
+    """And each rank that can leaves its last marks beside the metrics file."""
     command = [sys.executable, "-m", "tests.distributed.overlap_faults", mode, "--distributed-backend", "gloo"]
-    results = run_ranks([*command, *corpus.flags, *GPT, *TP2, "--overlap-recompute"], 2, timeout_s=120)
+    flags = [
+        *corpus.flags,
+        *GPT,
+        *TP2,
+        "--overlap-recompute",
+        "--metrics-file",
+        str(tmp_path / "run" / "metrics.jsonl"),
+    ]
+    results = run_ranks([*command, *flags], 2, timeout_s=120)
     assert results[0].returncode not in (0, -9), report(results)
     assert (results[1].returncode == -9) if mode == "death" else results[1].returncode not in (0, -9), report(results)
     everything = "".join(result.output for result in results)
@@ -120,6 +130,21 @@ def test_a_fault_ends_every_rank_and_names_its_place(mode: str, corpus: Corpus) 
     else:
         assert "found other --overlap-recompute flags on rank 1 than on rank 0" in everything
         assert "iteration        1/" not in everything
+    left_behind(mode, tmp_path / "run", results)
+
+
+def left_behind(mode: str, folder: pathlib.Path, results: list[RankResult]) -> None:
+    """The last marks of each rank whose step failed, named once in its own log; a killed rank leaves none."""
+    leaving = {"replay": (0, 1), "backward": (0, 1), "death": (0,), "flags": ()}[mode]
+    files = {rank: folder / f"flight-rank-{rank:05d}.json" for rank in leaving}
+    assert sorted(folder.glob("flight-*")) == sorted(files.values()), report(results)
+    for rank, path in files.items():
+        assert results[rank].output.count(f"the last marks of this rank are in {path}") == 1, report(results)
+        events = json.loads(path.read_text())
+        (said,) = (event["args"]["error"] for event in events if event["name"] == FLIGHT_EVENT)
+        assert ("cosmic ray" in said) == (rank == 1), said
+        assert any(event["name"] == "0F0" for event in events)
+        assert any(event.get("args", {}).keys() & {"failed", "unfinished"} for event in events)
 
 
 def test_a_run_without_the_flag_loads_nothing_of_it() -> None:

@@ -115,6 +115,7 @@ def open_overlap(
         prefetch_cap_bytes=None if prefetch_mib is None else int(prefetch_mib * BYTES_PER_MIB),
         verify=options.overlap_recompute_verify,
         trace_folder=None if folder is None else Path(folder, f"part-{part}" if part > 1 else ""),
+        flight_folder=_flight_folder(config),
         flags=json.dumps(config.to_dict()["overlap"], sort_keys=True),
         device=device,
     )
@@ -125,6 +126,16 @@ def open_overlap(
     if folder is not None:
         settings = replace(settings, trace_origin=trace_origin(config, plan, settings, chunks=len(model)))
     return OverlapSession(settings, model)
+
+
+def _flight_folder(config: PretrainConfig) -> Path | None:
+    """Without a folder for traces: where a step that fails leaves its last marks, beside what the run writes anyhow."""
+    logging_options = config.logging
+    if config.checkpoint.save is not None:
+        return Path(config.checkpoint.save)
+    if logging_options.metrics_file is not None:
+        return Path(logging_options.metrics_file).absolute().parent
+    return None if logging_options.tensorboard_dir is None else Path(logging_options.tensorboard_dir)
 
 
 def open_recompute(

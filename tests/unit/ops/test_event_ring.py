@@ -51,6 +51,26 @@ def test_a_full_ring_keeps_the_newest_and_counts_the_rest() -> None:
     assert ring.overwritten == 172
 
 
+def test_what_is_no_mark_is_refused_and_leaves_none(implementation: str) -> None:
+    if implementation == "python":
+        pytest.skip("the ring in Python looks at a mark when it is drained")
+    ring = ops.event_ring()
+    wrong: list[tuple[tuple[object, ...], type[Exception]]] = [
+        ((), TypeError), ((1,), TypeError), ((1, 0, 0, 0), TypeError), (("F", BEGIN), TypeError),
+        ((1, 0, 0.5), TypeError), ((-1, BEGIN), OverflowError), ((1 << 32, BEGIN), OverflowError),
+        ((1, -1), OverflowError), ((1, BEGIN, 1 << 63), OverflowError),
+    ]  # fmt: skip
+    for arguments, error in wrong:
+        with pytest.raises(error):
+            ring.mark(*arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not initialized"):
+        type(ring).mark(type(ring).__new__(type(ring)), 1, BEGIN)
+    assert len(ring.drain()) == 0
+    ring.mark(1, BEGIN, -1)
+    ring.mark(1, ops.MarkKind.END)
+    assert ring.drain()["value"].tolist() == [-1, 0]
+
+
 def test_threads_mark_while_another_drains() -> None:
     ring = ops.event_ring(256)
     threads, each = 4, 3000

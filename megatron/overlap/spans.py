@@ -1,0 +1,63 @@
+"""From the marks of an event ring to the spans of a trace (NOTE [ values of marks ] in step_marks.py)."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megatron.overlap.step_marks import BEGIN, END, StepMarks, microbatch_of, wait_of
+from overlap_recompute.plan.actions import Action
+from overlap_recompute.runtime.marks import read_value
+
+
+class Span(NamedTuple):
+    """From one `time.monotonic_ns()` to another, in a lane of the rank's trace."""
+
+    lane: str
+    name: str
+    begin_ns: int
+    end_ns: int
+    details: dict[str, Any]
+
+
+class SpanReader:
+    """Pairs begins and ends; what has begun waits for its end, also over several readings."""
+
+    __slots__ = ("_marks", "_begun")
+
+    def __init__(self, marks: StepMarks) -> None:
+        self._marks = marks
+        self._begun: dict[tuple[int, int], int] = {}
+
+    def read(self, drained: np.ndarray) -> Iterator[Span]:
+        """The spans that end in these marks, in that order; an end without a begin, which was overwritten, is none."""
+        names, waits = self._marks.ring.names, self._marks.waits
+        for time_ns, value, _, name, _, kind in drained.tolist():
+            place = (name, 0 if name in waits else value)
+            if kind == BEGIN:
+                self._begun[place] = time_ns
+                continue
+            begin_ns = self._begun.pop(place, None)
+            if begin_ns is not None:
+                span = self._span(names[name], name, value, begin_ns, time_ns)
+                yield span if kind == END else span._replace(details={**span.details, "failed": True})
+
+    def unfinished(self, now_ns: int) -> list[Span]:
+        """What has begun and not ended, up to now."""
+        names = self._marks.ring.names
+        spans = [self._span(names[name], name, value, at_ns, now_ns) for (name, value), at_ns in self._begun.items()]
+        return [span._replace(details={**span.details, "unfinished": True}) for span in spans]
+
+    def _span(self, text: str, name: int, value: int, begin_ns: int, end_ns: int) -> Span:
+        action, wait = self._marks.passes.get(name), self._marks.waits.get(name)
+        if action is not None:
+            chunk, microbatch = microbatch_of(value)
+            label = str(Action(kind=action, chunk=chunk, microbatch=microbatch))
+            return Span("schedule", label, begin_ns, end_ns, {})
+        if wait is not None:
+            units, filled_ns = wait_of(value)
+            return Span("windows", text, begin_ns, end_ns, {"units": units, "filled_us": filled_ns / 1000})
+        replay = read_value(value)
+        chunk, microbatch = microbatch_of(replay.microbatch)
+        lane = "hidden" if replay.hidden else "exposed"
+        return Span(lane, f"{text} {chunk}.{microbatch}", begin_ns, end_ns, {})
