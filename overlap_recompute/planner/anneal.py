@@ -83,7 +83,7 @@ def _scales(workspace: Workspace, state: State) -> tuple[float, float]:
     """Mean time of a replay, and what a byte costs at the start."""
     kinds = list(dict.fromkeys(state.kinds))
     times_us = [time_us for kind in kinds for time_us in kind.times_us]
-    everything = [kind.row(kind.policy_of(-1)) for kind in kinds]
+    everything = [kind.row(kind.table.nearest(-1)) for kind in kinds]
     sizes = [size for row in everything for size in row.nbytes if size]
     time_us = max(sum(times_us) / max(1, len(times_us)), _LEAST_US)
     in_flight = [workspace.problem.chunks[layer.chunk].in_flight for layer in workspace.problem.layers]

@@ -67,10 +67,18 @@ class PolicyTable:
             recompute_us=self.recompute_us[chosen],
         )
 
+    def mask_of(self, dropped: frozenset[str]) -> int:
+        """These units as bits."""
+        return sum(1 << unit for unit, name in enumerate(self.names) if name in dropped)
+
     def find(self, dropped: frozenset[str]) -> int:
         """Row of the policy that drops these units."""
-        mask = sum(1 << unit for unit, name in enumerate(self.names) if name in dropped)
-        return int(np.flatnonzero(self.masks == mask)[0])
+        return int(np.flatnonzero(self.masks == self.mask_of(dropped))[0])
+
+    def nearest(self, mask: int) -> int:
+        """Row of the policy that drops these units (bits), or of the one that drops most of them and nothing else."""
+        sizes = [each.bit_count() if each & ~mask == 0 else -1 for each in self.masks.tolist()]
+        return int(np.argmax(sizes))
 
 
 def price_policies(kind: LayerKind, *, with_working: bool = True) -> PolicyTable:

@@ -63,7 +63,7 @@ def polish(
     """
     tables = [workspace.table(layer) for layer in range(len(start.dropped))]
     starts = [
-        tuple(_row(table.masks, table.names, names) for table, names in zip(tables, dropped, strict=True))
+        tuple(table.nearest(table.mask_of(names)) for table, names in zip(tables, dropped, strict=True))
         for dropped in (start.dropped, *others)
     ]
     fitting = [
@@ -87,13 +87,6 @@ def polish(
         idle = 0 if evolution.best is not best else idle + 1
     assert evolution.best is not None
     return evolution.best
-
-
-def _row(masks: Ints, names: tuple[str, ...], dropped: frozenset[str]) -> int:
-    """The policy that drops these units, or the one that drops most of them and nothing else."""
-    mask = sum(1 << unit for unit, name in enumerate(names) if name in dropped)
-    sizes = [int(each).bit_count() if int(each) & ~mask == 0 else -1 for each in masks]
-    return int(np.argmax(sizes))
 
 
 def _promising(

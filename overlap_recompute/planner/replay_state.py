@@ -44,11 +44,11 @@ class Row(NamedTuple):
 class Kind:
     """Policies of a layer kind; rows are made when they are first needed."""
 
-    __slots__ = ("times_us", "needs", "count", "_table", "_rows", "_places")
+    __slots__ = ("times_us", "needs", "count", "table", "_rows", "_places")
 
     def __init__(self, table: PolicyTable, needs: Sequence[int]) -> None:
         self.times_us, self.needs, self.count = tuple(table.unit_us.tolist()), tuple(needs), len(table.names)
-        self._table = table
+        self.table = table
         self._rows: list[Row | None] = [None] * len(table.masks)
         self._places = {mask: place for place, mask in enumerate(table.masks.tolist())}
 
@@ -56,13 +56,8 @@ class Kind:
         """One policy."""
         return self._rows[policy] or self._made(policy)
 
-    def policy_of(self, dropped: int) -> int:
-        """The policy that drops these units (bits), or the one that drops most of them and nothing else."""
-        fitting = (mask for mask in self._places if mask & ~dropped == 0)
-        return self._places[max(fitting, key=lambda mask: mask.bit_count())]
-
     def _made(self, policy: int) -> Row:
-        table, count = self._table, self.count
+        table, count = self.table, self.count
         mask, work = int(table.masks[policy]), int(table.work[policy])
         units = tuple(unit for unit in range(count) if work >> unit & 1)
         flips = [1 << unit for unit in range(count)]
@@ -121,7 +116,7 @@ class State:
         self.chunks = [layer.chunk for layer in problem.layers]
         self._in_flight = [problem.chunks[chunk].in_flight for chunk in self.chunks]
         self.lengths, self.outside = [*workspace.lengths, 0.0], len(workspace.lengths)
-        self.policies = [kind.policy_of(0) for kind in self.kinds]
+        self.policies = [kind.table.nearest(0) for kind in self.kinds]
         self.windows = [[self.outside] * kind.count for kind in self.kinds]
         # Outside there is always more than the length of zero that could be hidden.
         self.load, self._held = [0.0] * self.outside + [_ENOUGH_US], [0] * len(self.lengths)
@@ -132,16 +127,15 @@ class State:
         self._kept_bytes = sum(count * row.kept_bytes for count, row in zip(self._in_flight, rows, strict=True))
         self._working_bytes = 0
         self.exposed_us, self.over_bytes = self._recompute_us, 0
-        begin = self.trial(self._changes(workspace, start), math.inf, 0.0)
+        begin = self.trial(self._changes(start), math.inf, 0.0)
         assert begin is not None
         self.take(begin)
 
-    def _changes(self, workspace: Workspace, start: StageSolution) -> list[Change]:
+    def _changes(self, start: StageSolution) -> list[Change]:
         windows = {(fill.layer, fill.unit): fill.window for fill in start.fills}
         changes = []
         for layer, (kind, names) in enumerate(zip(self.kinds, start.dropped, strict=True)):
-            places = enumerate(workspace.table(layer).names)
-            policy = kind.policy_of(sum(1 << unit for unit, name in places if name in names))
+            policy = kind.table.nearest(kind.table.mask_of(names))
             units = kind.row(policy).units
             found = [
                 windows.get((layer, unit), self.outside) if unit in units else self.outside
