@@ -15,7 +15,7 @@ from overlap_recompute.planner.infeasible import InfeasibleError, with_advice
 from overlap_recompute.planner.opt import GAP
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve_pipeline
 from overlap_recompute.planner.progress import Report, gap_of
-from overlap_recompute.planner.seen_waits import with_seen_waits
+from overlap_recompute.planner.seen_waits import searches_of, with_seen_waits
 from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes, moves_of
 from overlap_recompute.planner.stage_plan import stage_plan
 from overlap_recompute.simulator import simulate
@@ -69,12 +69,11 @@ def make_plan(
     try:
         with SolverProcess() as solver:
             search = Search(
-                limit_s=time_limit_s / len(split), gap=gap, report=progress, solver=solver, stop=stop,
-                moves=moves_of(len(split)) if by_need else 0,
+                limit_s=time_limit_s / (len(split) * searches_of(split)), gap=gap, report=progress, solver=solver,
+                stop=stop, moves=moves_of(len(split)) if by_need else 0,
             )  # fmt: skip
             ways = solve_pipeline(pipeline, memory, search)
-            note = _note(pipeline, ways[0], interrupted=stop.is_set()) if stop is not None else ""
-            made = partial(_simulated, pipeline, layout, note=note)
+            made = partial(_simulated, pipeline, layout, stop)
             if not by_need:
                 return made(ways[0])
             return _fastest(pipeline, ways, memory, search, made)
@@ -95,7 +94,7 @@ def _fastest(
     return with_seen_waits(best, pipeline, memory, search, made)
 
 
-def _simulated(pipeline: Pipeline, layout: Layout, solved: Sequence[Solved], note: str) -> Plan:
+def _simulated(pipeline: Pipeline, layout: Layout, stop: threading.Event | None, solved: Sequence[Solved]) -> Plan:
     plan = Plan(
         version=PLAN_VERSION,
         planner=pipeline.planner,
@@ -106,7 +105,7 @@ def _simulated(pipeline: Pipeline, layout: Layout, solved: Sequence[Solved], not
         budget_bytes=pipeline.budget_bytes,
         predicted_iteration_us=0.0,
         stages=tuple(_stages(pipeline, solved)),
-        note=note,
+        note="" if stop is None else _note(pipeline, solved, interrupted=stop.is_set()),
     )
     return replace(plan, predicted_iteration_us=simulate(pipeline.profile, plan).iteration_us)
 

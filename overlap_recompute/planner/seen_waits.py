@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from overlap_recompute.plan.plan_file import Plan
+from overlap_recompute.plan.split import Split
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.planner.mix import EFFORT
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve, waits_in
@@ -19,10 +20,16 @@ from overlap_recompute.planner.workspace import price
 from overlap_recompute.simulator.stage_waits import StageWaits, waits_by_chunk
 
 ROUNDS = 3
+"""At most, behind the search that ignores waits."""
 _LEAST_US = 1e-6
 
 Simulated = tuple[Plan, list[Solved]]
 """A plan with its predicted time, and what it was made of."""
+
+
+def searches_of(split: Split) -> int:
+    """How often each stage may be searched: a limit of time has to last for all of them."""
+    return 1 if len(split) == 1 or len(split[0]) == 1 else 1 + ROUNDS
 
 
 def with_seen_waits(
@@ -41,7 +48,7 @@ def with_seen_waits(
         made: makes a plan of solved stages.
     """
     best, solved = start
-    if len(pipeline.split) == 1 or len(pipeline.split[0]) == 1:
+    if searches_of(pipeline.split) == 1:
         return best
     if WindowKind.PP_WAIT.value not in window_kinds_of(pipeline.planner):
         return best
