@@ -18,13 +18,13 @@ from overlap_recompute.cli.room import shortage_text
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.files import save_text
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import check_plan_fits, read_plan
 from overlap_recompute.planner.comparison import ARMS, ArmResult, run_arm, run_arms
 from overlap_recompute.report import Arm, Report, compared, render
 from overlap_recompute.simulator import simulate
-from overlap_recompute.simulator.chrome import write_text
 
 DESCRIPTION = """\
 Write one HTML page: arms at one memory budget, the timeline of the best of ours, or of a plan, as a picture, memory
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
         made=datetime.date.today().isoformat(),
         measured=None if trace is None else trace.measured,
     )
-    write_text(options.output, render(report))
+    save_text(options.output, render(report))
     if options.json:
         out.write(json.dumps(_as_json(options, report, results), indent=2) + "\n")
     else:

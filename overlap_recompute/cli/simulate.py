@@ -18,13 +18,14 @@ from overlap_recompute.cli.sources import (
 )
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.files import save_text
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import layout_text
 from overlap_recompute.plan.validation import check_plan_fits, read_plan
 from overlap_recompute.planner import make_plan
 from overlap_recompute.simulator import SimulationResult, simulate
-from overlap_recompute.simulator.chrome import spans_csv, stages_csv, trace_text, write_text
+from overlap_recompute.simulator.chrome import spans_csv, stages_csv, trace_text
 from overlap_recompute.simulator.pictures import draw
 
 DESCRIPTION = """\
@@ -112,7 +113,7 @@ def _write_files(options: argparse.Namespace, result: SimulationResult) -> list[
     wanted = ((options.trace, trace_text), (options.csv, spans_csv), (options.stages_csv, stages_csv))
     for path, text_of in wanted:
         if path is not None:
-            write_text(path, text_of(result))
+            save_text(path, text_of(result))
     return [path for path, _ in wanted if path is not None]
 
 

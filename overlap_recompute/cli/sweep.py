@@ -19,11 +19,11 @@ from overlap_recompute.cli.room import least_bytes, shortage_text
 from overlap_recompute.cli.sources import DEVICE_SHARE
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.files import save_text
 from overlap_recompute.plan.presets import preset_named
 from overlap_recompute.planner.comparison import ARMS
 from overlap_recompute.planner.sweeps import Grid, Point, count, sweep
 from overlap_recompute.simulator.analytic_options import MOST_MICROBATCHES
-from overlap_recompute.simulator.chrome import write_text
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 DESCRIPTION = """\
@@ -126,7 +126,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    save_text(path, text.getvalue())
 
 
 def _report(rows: list[dict[str, Any]], points: list[Point], grid: Grid) -> str:

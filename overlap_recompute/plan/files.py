@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from overlap_recompute.plan.errors import DataError
+
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a new file beside `path` and put it in its place; keeps the permission bits of the one it replaces.
@@ -42,6 +44,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text_file(path: Path, text: str) -> None:
     """Put `text` at `path` as UTF-8, line ends as they are; see `replace_file`."""
     write_bytes(path, text.encode())
+
+
+def save_text(path: Path, text: str) -> None:
+    """As `write_text_file`, for a path that a user gave.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        write_text_file(path, text)
+    except OSError as error:
+        raise DataError(
+            f"the file {path}, which cannot be written ({error.strerror or error})",
+            "a path in a folder that exists and may be written to",
+            "choose another path or create the folder",
+        ) from error
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:

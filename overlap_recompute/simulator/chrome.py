@@ -8,11 +8,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from overlap_recompute.plan.errors import DataError
-from overlap_recompute.plan.files import write_text_file
 from overlap_recompute.simulator.timeline import SimulationResult, Span, StageResult
 
 THREADS = ("schedule", "hidden", "exposed", "waits", "tp", "pp")
@@ -39,22 +36,6 @@ def stages_csv(result: SimulationResult) -> str:
     kinds = sorted({window.kind for stage in result.stages for window in stage.windows})
     header = [*STAGE_COLUMNS, *(f"{kind}_{what}" for kind in kinds for what in ("count", "length_us", "filled_us"))]
     return _csv(header, [_stage_cells(stage, kinds) for stage in result.stages])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    try:
-        write_text_file(path, text)
-    except OSError as error:
-        raise DataError(
-            f"the file {path}, which cannot be written ({error.strerror or error})",
-            "a path in a folder that exists and may be written to",
-            "choose another path or create the folder",
-        ) from error
 
 
 def _events(result: SimulationResult) -> Iterator[dict[str, Any]]:

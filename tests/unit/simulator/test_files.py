@@ -8,8 +8,9 @@ import pytest
 
 from overlap_recompute.plan.actions import parse_action
 from overlap_recompute.plan.errors import DataError
+from overlap_recompute.plan.files import save_text
 from overlap_recompute.simulator import SimulationResult, simulate
-from overlap_recompute.simulator.chrome import THREADS, spans_csv, stages_csv, trace_text, write_text
+from overlap_recompute.simulator.chrome import THREADS, spans_csv, stages_csv, trace_text
 from overlap_recompute.simulator.pictures import draw
 from tests.unit.plan.samples import sample_profile
 from tests.unit.simulator.models import plan_of
@@ -55,4 +56,4 @@ def test_a_picture_shows_who_does_what(result: SimulationResult) -> None:
 
 def test_a_file_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
-        write_text(tmp_path / "missing" / "trace.json", "")
+        save_text(tmp_path / "missing" / "trace.json", "")
