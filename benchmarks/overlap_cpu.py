@@ -86,11 +86,8 @@ CASES: dict[str, Case] = {
     "TP=2 150mbit": Case(
         rate="150mbit",
         flags=TP2,
-        note="*none* is 1.41 times as fast as stock full: overlap hides all recompute and cannot hide more. Two things "
-        "more were tried for a larger ratio: glibc's malloc as it is (2026-11-26, commit bdbf869: 1.433, none 1.413), "
-        "and, in a trial that is not in the repository, the weight gradients of row-parallel layers moved into the "
-        "windows of their layer (1.429, overlapped without it 1.438, none 1.439 in the same run): what runs in a "
-        "window slows the communication on the same core.",
+        note="*none* is 1.41 times as fast as stock full: overlap hides all recompute and cannot hide more. With "
+        "glibc's malloc as it is (2026-11-26, commit bdbf869) it was 1.433, none 1.413.",
     ),
     "TP=2 1000mbit": Case(rate="1000mbit", flags=TP2),
     "TP=2 10gbit": Case(rate="10gbit", flags=TP2, note="The cores that copy are slower than this link."),

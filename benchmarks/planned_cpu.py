@@ -157,7 +157,19 @@ def measure(case: Case, rounds: int, iterations: int) -> dict:
                 row["predicted MiB"] = [stage.predicted.memory.total_bytes / MIB for stage in plans[arm].stages]
                 row["layers"] = layout_text(plans[arm].layout.split)
             rows[arm] = row
-        return {"budget MiB": budget_bytes / MIB, "iterations": rounds * iterations, "arms": rows}
+        return {
+            "commit": commit(),
+            "date": str(date.today()),
+            "budget MiB": budget_bytes / MIB,
+            "iterations": rounds * iterations,
+            "arms": rows,
+        }
+
+
+def commit() -> str:
+    """Of the work tree, and whether it has changes."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def table(data: dict) -> list[str]:
@@ -165,7 +177,8 @@ def table(data: dict) -> list[str]:
     arms = data["arms"]
     none, full = (arms[name]["seconds"] for name in ("none", "stock full"))
     lines = [
-        f"Budget {data['budget MiB']:.0f} MiB a rank; medians of {data['iterations']} iterations an arm.",
+        f"Commit {data['commit']}, {data['date']}. Budget {data['budget MiB']:.0f} MiB a rank; medians of "
+        f"{data['iterations']} iterations an arm.",
         "",
         "| arm | s / iteration | time / none | rate / stock full | predicted s | predicted MiB | peak MiB | fits "
         "| losses |",
@@ -187,16 +200,16 @@ def table(data: dict) -> list[str]:
     return lines
 
 
-def page(results: dict, commit: str) -> str:
+def page(results: dict) -> str:
     """The whole page."""
     lines = [
         "# Planned recompute over shaped links, CPU",
         "",
-        f"Commit {commit}, {date.today()}, {platform.machine()} with {os.cpu_count()} cores, one core per rank, gloo, "
-        "fp32. Links are shaped by tc (tools/linklab). Medians of arms interleaved in one run. The budget lies a "
-        "quarter of the way from the predicted memory of full recompute to that of none. Stock settings know no "
-        "budget: they run whether or not they fit. Peak: resident memory of each rank's process when the arm runs "
-        "alone, with MALLOC_MMAP_THRESHOLD_=131072, where glibc gives back what is freed. Times are taken with "
+        f"{platform.machine()} with {os.cpu_count()} cores, one core per rank, gloo, fp32. Links are shaped by tc "
+        "(tools/linklab). Medians of arms interleaved in one run. The budget lies a quarter of the way from the "
+        "predicted memory of full recompute to that of none. Stock settings know no budget: they run whether or not "
+        "they fit. Peak: resident memory of each rank's process when the arm runs alone, with "
+        "MALLOC_MMAP_THRESHOLD_=131072, where glibc gives back what is freed. Times are taken with "
         "MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647, where it maps nothing anew, in all arms alike.",
         "",
         "    .venv/bin/python benchmarks/planned_cpu.py --write",
@@ -245,11 +258,9 @@ def main() -> int:
         kept[name] = measure(CASES[name], options.rounds, options.iterations)
         print("\n".join([f"## {name}", "", *table(kept[name]), ""]), flush=True)
     results = {name: kept[name] for name in CASES if name in kept}
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     if options.write:
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
-        PAGE.write_text(page(results, commit))
+        PAGE.write_text(page(results))
         draw(results)
     return 0
 
