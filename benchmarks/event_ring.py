@@ -78,12 +78,13 @@ def beside_a_busy_thread(ring: ops.EventRing) -> Callable[[int], None]:
 
 def stream_marker(device: torch.device) -> Callable[[int], None]:
     """A launch of nothing on the lane, with its two marks in stream time."""
-    lane = ops.Lane(device, ring=ops.event_ring())
+    marks = ops.StreamMarks(device)
+    lane = ops.Lane(device, marks=marks)
 
     def run(calls: int) -> None:
         for value in range(calls):
             lane.launch(int, name=1, value=value).wait(ops.current_stream(device))
-        lane.drain_marks()
+        marks.drain()
 
     return run
 

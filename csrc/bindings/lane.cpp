@@ -38,7 +38,7 @@ void bind_backend(py::module_& module) {
             return self.create_stream(high_priority ? Priority::kHighest : Priority::kLowest);
           },
           py::arg("high_priority") = false)
-      .def("destroy_stream", &Backend::destroy_stream, Unlocked(), py::arg("stream"))
+      .def("destroy_stream", &Backend::destroy_stream, Unlocked(), py::arg("stream"), py::arg("wait") = true)
       .def("create_event", &Backend::create_event, py::arg("timed") = false)
       .def("destroy_event", &Backend::destroy_event, py::arg("event"))
       .def("record", &Backend::record, Unlocked(), py::arg("event"), py::arg("stream"))

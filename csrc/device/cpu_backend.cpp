@@ -196,7 +196,7 @@ class Registry {
 class CpuBackend final : public Backend {
  public:
   StreamHandle create_stream(Priority) override { return streams_.add(std::make_shared<CpuStream>()); }
-  void destroy_stream(StreamHandle stream) override { streams_.remove(stream); }
+  void destroy_stream(StreamHandle stream, bool) override { streams_.remove(stream); }
   EventHandle create_event(bool) override { return events_.add(std::make_shared<CpuEvent>()); }
   void destroy_event(EventHandle event) override { events_.remove(event); }
 

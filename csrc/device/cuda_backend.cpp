@@ -28,9 +28,9 @@ class CudaBackend final : public Backend {
     return reinterpret_cast<StreamHandle>(stream);
   }
 
-  void destroy_stream(StreamHandle stream) override {
+  void destroy_stream(StreamHandle stream, bool wait) override {
     const DeviceScope scope(device_);
-    ORC_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+    if (wait) ORC_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
     ORC_CUDA_CHECK(cudaStreamDestroy(stream_of(stream)));
   }
 

@@ -12,7 +12,7 @@ Lane::Lane(std::shared_ptr<Backend> backend, bool own_stream, Priority priority,
 
 Lane::~Lane() {
   try {
-    close();
+    finish(!backend_->memory_is_stream_ordered());
   } catch (...) {  // the error of a launch that nobody waited for; there is nobody left to tell
   }
 }
@@ -36,13 +36,13 @@ void Lane::follow(StreamHandle compute) {
 void Lane::open_window(StreamHandle compute, std::uint32_t name) {
   collect();
   follow(compute);
-  if (marks_) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kBegin), 0);
+  if (marks_ && name) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kBegin), 0);
   const std::lock_guard<std::mutex> lock(mutex_);
   ++counts_.windows;
 }
 
 void Lane::close_window(std::uint32_t name) {
-  if (marks_) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kEnd), 0);
+  if (marks_ && name) marks_->ring().mark(name, static_cast<std::uint32_t>(MarkKind::kEnd), 0);
 }
 
 std::shared_ptr<Fence> Lane::launch(std::function<void()> work, Guard guard, std::uint32_t name, std::int64_t value) {
@@ -122,7 +122,8 @@ std::size_t Lane::release(std::vector<Retired> retired) {
   return retired.size();
 }
 
-void Lane::close() {
+// See NOTE [ what a fence owns ], 5.
+void Lane::finish(bool wait) {
   std::vector<Retired> retired;
   bool first = false;
   {
@@ -130,8 +131,14 @@ void Lane::close() {
     first = !std::exchange(closed_, true);
     retired.swap(retired_);
   }
-  if (first && own_stream_) backend_->destroy_stream(stream_);
-  for (const Retired& entry : retired) backend_->host_wait(entry.event);
+  if (first && own_stream_) backend_->destroy_stream(stream_, wait);
+  for (Retired& entry : retired) {
+    if (wait) {
+      backend_->host_wait(entry.event);
+    } else if (!backend_->passed(entry.event)) {
+      new Guard(std::move(entry.launch->guard));  // never freed, and meant so
+    }
+  }
   pool_.close();
   release(std::move(retired));
 }

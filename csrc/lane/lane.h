@@ -12,7 +12,9 @@
 //   3. A fence is waited for once (`keep` leaves it armed for another consumer). A second wait is an error: by then
 //      the event may guard something else.
 //   4. A fence that is dropped without a wait is counted as abandoned; its guard lives until the lane has passed.
-//   5. An exception of the work surfaces once: at the launch when it ran there, else at the first blocking wait, else
+//   5. A lane that is destroyed without `close` does not wait where memory is stream ordered: its stream may be held up
+//      by a peer that is gone. What it may still read then stays, for good.
+//   6. An exception of the work surfaces once: at the launch when it ran there, else at the first blocking wait, else
 //      at the next `collect` or `close`.
 #pragma once
 
@@ -68,7 +70,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   // Drops the guards whose stream has passed; returns how many. Every other call does this too.
   std::size_t collect();
   // Waits for everything launched, then frees stream and events. Fences may still be waited for.
-  void close();
+  void close() { finish(true); }
 
   LaneCounts counts() const;
 
@@ -83,6 +85,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
 
   std::shared_ptr<Fence> enqueue(const std::function<void(const std::shared_ptr<Launch>&)>& submit, Guard guard,
                                  std::uint32_t name, std::int64_t value);
+  void finish(bool wait);
   void retire(EventHandle event, std::shared_ptr<Launch> launch);
   std::size_t release(std::vector<Retired> retired);
   void mark(std::uint32_t name, MarkKind kind, std::int64_t value);

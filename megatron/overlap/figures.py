@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron.overlap.spans import LaneTimes
 from megatron.overlap.window_log import WindowSums
 from overlap_recompute.plan.windows import WindowKind
 from overlap_recompute.runtime import StepReport
@@ -26,6 +27,8 @@ class StepFigures:
     """Those of kind `pp_wait` in which the rank waited for a gradient."""
     length_ns: int
     """Of the step without the optimizer."""
+    device: LaneTimes | None = None
+    """What the device's streams did, where the times above are those of a host that runs ahead of it."""
 
 
 class Figures:
@@ -52,9 +55,12 @@ class Figures:
         self._steps += 1
         self._length_ns += step.length_ns
         self._before_backward.join(step.before_backward)
-        self._hidden_ms += report.hidden_us / US_PER_MS
-        self._exposed_ms += report.exposed_us / US_PER_MS
+        device = step.device
+        self._hidden_ms += report.hidden_us / US_PER_MS if device is None else device.hidden_ns / NS_PER_MS
+        self._exposed_ms += report.exposed_us / US_PER_MS if device is None else device.exposed_ns / NS_PER_MS
         for kind, sums in step.windows.items():
+            if device is not None:
+                sums.length_ns, sums.filled_ns = device.waits_ns[kind.value], device.filled_ns[kind.value]
             self._windows[kind].join(sums)
         for name, value in _bytes_of(report).items():
             self._peaks[name] = max(self._peaks[name], value)

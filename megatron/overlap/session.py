@@ -19,6 +19,7 @@ from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
+from megatron.overlap.device_lane import lane_of, ring_of
 from megatron.overlap.errors import BackwardError
 from megatron.overlap.figures import Figures, StepFigures
 from megatron.overlap.flight import FlightRecorder
@@ -32,20 +33,10 @@ from megatron.overlap.step_trace import StepTrace
 from megatron.overlap.window_lengths import WindowLengths
 from megatron.overlap.window_log import WindowLog
 from megatron.overlap.windows import Windows
-from overlap_recompute.ops import EventRing, event_ring
+from overlap_recompute.ops import EventRing, StreamMarks
 from overlap_recompute.plan.actions import Kind
 from overlap_recompute.plan.errors import ConfigError, UserError
-from overlap_recompute.runtime import (
-    CudaStreams,
-    InlineLane,
-    Journal,
-    Lane,
-    Place,
-    Policy,
-    Runtime,
-    StepReport,
-    StreamLane,
-)
+from overlap_recompute.runtime import Journal, Place, Policy, Runtime, StepReport
 from overlap_recompute.schedules.builders import pipeline_schedule
 
 logger = logging.getLogger(__name__)
@@ -82,15 +73,14 @@ class OverlapSession:
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._counts = [0] * len(chunks)
         self._replacements = Replacements()
-        self._marks = StepMarks(event_ring() if ring is None else ring)
+        ring = ring_of(settings) if ring is None else ring
+        self._marks = StepMarks(ring)
         self._flight = FlightRecorder(settings, self._marks)
         self._trace: StepTrace | None = None
         on_device = settings.device.type == "cuda"
-        streams: Any = CudaStreams(settings.device) if on_device else None
-        lane: Lane = StreamLane(streams) if on_device else InlineLane()
         self.runtime = Runtime(
             Policy.save_all(),
-            lane=lane,
+            lane=lane_of(settings.device, ring),
             prefetch_cap_bytes=settings.prefetch_cap_bytes or 0,
             rng_providers=(TrackerRng(),),
             journal=journal,
@@ -181,17 +171,18 @@ class OverlapSession:
             raise BackwardError(place, error) from error
         finally:
             self.windows.active = False
+        length_ns = time.perf_counter_ns() - begin_ns
+        times = self._trace.end_step() if self._trace is not None else None
         step = StepFigures(
             report=report,
             windows=self.windows.log.take(),
             before_backward=self.pipeline_waits.take_before_backward(),
-            length_ns=time.perf_counter_ns() - begin_ns,
+            length_ns=length_ns,
+            device=times if isinstance(self._marks.ring, StreamMarks) else None,
         )
         self.figures.add(step)
         if self.settings.prefetch_cap_bytes is None:
             self._allow_layers_ahead(report)
-        if self._trace is not None:
-            self._trace.end_step()
 
     def iteration(self) -> AbstractContextManager[None]:
         """Around one iteration, update included: nothing to do."""
@@ -203,6 +194,10 @@ class OverlapSession:
     def expect(self, order: Iterable[MicrobatchKey]) -> None:
         """Announce the order of this step's backward passes; without interleaving it is that of the forward passes."""
         self.runtime.queue.expect(order)
+
+    def leave_last_marks(self, why: str) -> None:
+        """From the thread that ends a process whose main thread is stuck: what this rank did last."""
+        self._flight.write_once(why)
 
     def close(self) -> None:
         """Take everything back: forwards, names, threads; complete the trace. Calling it again does nothing."""

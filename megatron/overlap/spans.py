@@ -1,6 +1,9 @@
 """From the marks of an event ring to the spans of a trace (NOTE [ values of marks ] in step_marks.py)."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,33 @@ class Span(NamedTuple):
     begin_ns: int
     end_ns: int
     details: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class LaneTimes:
+    """How long the lanes of a rank were busy."""
+
+    hidden_ns: int = 0
+    exposed_ns: int = 0
+    waits_ns: Counter[str] = field(default_factory=Counter)
+    """By kind of wait."""
+    filled_ns: Counter[str] = field(default_factory=Counter)
+    """The part of them in which a hidden replay ran."""
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Add the spans of a step up; a lane does one thing at a time."""
+        hidden = sorted((span.begin_ns, span.end_ns) for span in spans if span.lane == "hidden")
+        self.hidden_ns += sum(end_ns - begin_ns for begin_ns, end_ns in hidden)
+        self.exposed_ns += sum(span.end_ns - span.begin_ns for span in spans if span.lane == "exposed")
+        first = 0
+        for wait in sorted((span for span in spans if span.lane == "windows"), key=lambda span: span.begin_ns):
+            self.waits_ns[wait.name] += wait.end_ns - wait.begin_ns
+            while first < len(hidden) and hidden[first][1] <= wait.begin_ns:
+                first += 1
+            for begin_ns, end_ns in islice(hidden, first, None):
+                if begin_ns >= wait.end_ns:
+                    break
+                self.filled_ns[wait.name] += min(end_ns, wait.end_ns) - max(begin_ns, wait.begin_ns)
 
 
 class SpanReader:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.overlap.settings import OverlapSettings
-from megatron.overlap.spans import SpanReader
+from megatron.overlap.spans import LaneTimes, SpanReader
 from megatron.overlap.step_marks import StepMarks
 from megatron.overlap.trace import TraceWriter
 from overlap_recompute.plan.errors import ConfigError
@@ -43,13 +43,20 @@ class StepTrace:
         """Marks that the flight recorder has drained; they are written with those of the next step, or at the end."""
         self._waiting.append(drained)
 
-    def end_step(self) -> None:
-        """Write what was marked since the last call."""
+    def end_step(self) -> LaneTimes:
+        """Write what was marked since the last call, and add it up.
+
+        Marks that a stream has not passed yet come with those of the next step.
+        """
         taken, self._waiting = [*self._waiting, self._ring.drain()], []
+        times = LaneTimes()
         for drained in taken:
-            self._writer.spans(self._reader.read(drained))
+            spans = [*self._reader.read(drained)]
+            times.add(spans)
+            self._writer.spans(spans)
         if self._ring.overwritten > self._lost:
             self._tell_lost(self._ring.overwritten, first=not self._lost)
+        return times
 
     def _tell_lost(self, lost: int, *, first: bool) -> None:
         if first:

@@ -2,7 +2,8 @@
 
 Four lanes: `schedule` has forward and backward passes under the names of their actions (`0F3`: chunk 0, microbatch 3),
 `windows` the waits by kind, `hidden` and `exposed` the recomputed units (`R(L7.linear_fc1) 0.3`). Times are those of
-the host; on a GPU a recompute is as long as its launch. A metadata event says which plan or policy the run carried out.
+the host; on a GPU those of its streams (`device_lane.py`). A metadata event says which plan or policy the run carried
+out.
 """
 
 import contextlib

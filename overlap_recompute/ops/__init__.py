@@ -4,8 +4,9 @@ Replay kernels with a cap on thread blocks, the lane with its fences, the event 
 says what of the compiled extension is there.
 """
 
+from overlap_recompute.ops.backend import current_stream
 from overlap_recompute.ops.emulated_link import EmulatedLink
-from overlap_recompute.ops.lane import Fence, Lane, LaneCounts, current_stream
+from overlap_recompute.ops.lane import Fence, Lane, LaneCounts
 from overlap_recompute.ops.marks import MARK, EventRing, MarkKind, event_ring
 from overlap_recompute.ops.native import BuildInfo, build_info
 from overlap_recompute.ops.operands import OperandError
@@ -17,6 +18,8 @@ from overlap_recompute.ops.replay import (
     row_statistics,
     swiglu_replay,
 )
+from overlap_recompute.ops.stream_marks import StreamMarks
+from overlap_recompute.ops.streams import Streams
 
 __all__ = [
     "MARK",
@@ -28,6 +31,8 @@ __all__ = [
     "LaneCounts",
     "MarkKind",
     "OperandError",
+    "StreamMarks",
+    "Streams",
     "bias_dropout_add_replay",
     "bias_gelu_replay",
     "build_info",

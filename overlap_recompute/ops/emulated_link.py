@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from overlap_recompute.ops.backend import make_backend
 from overlap_recompute.ops.fallback_lane import FallbackLane
-from overlap_recompute.ops.lane import Fence, make_backend
+from overlap_recompute.ops.lane import Fence
 from overlap_recompute.ops.native import extension
 from overlap_recompute.plan.errors import UserError
 
@@ -41,7 +42,7 @@ class EmulatedLink:
                 "an emulated link on CUDA", "an extension built with CUDA", "see `overlap-recompute doctor`"
             )
         if backend is None:
-            self._core = FallbackLane(device, own_stream=True, high_priority=True)
+            self._core = FallbackLane(own_stream=True)
         else:
             assert extension is not None
             self._core = extension.Lane(backend, own_stream=True, high_priority=True, marks=None)

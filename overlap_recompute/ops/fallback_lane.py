@@ -1,4 +1,4 @@
-"""The lane's core where there is no extension: torch streams and events, or the calling thread.
+"""The lane's core on the CPU where there is no extension: the calling thread, or a worker thread.
 
 Same methods and rules as csrc/lane/lane.h (NOTE [ what a fence owns ]), without marks in stream time.
 """
@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,67 +25,67 @@ class FallbackCounts:
     events_in_use: int = 0
 
 
+def second_wait() -> RuntimeError:
+    """For a fence that was waited for."""
+    return RuntimeError("found a fence that was already waited for; expected one wait per fence")
+
+
+def closed_lane() -> RuntimeError:
+    """For a launch behind `close`."""
+    return RuntimeError("found a launch on a closed lane; expected an open one")
+
+
 class FallbackFence:
     """Owns what the lane still reads, until a consumer has waited."""
 
-    def __init__(self, lane: "FallbackLane", done: "Future[None] | torch.cuda.Event", guard: object) -> None:
+    def __init__(self, lane: "FallbackLane", done: "Future[None]", guard: object) -> None:
         self._lane, self._done, self._guard, self._armed = lane, done, guard, True
 
     def wait(self, consumer: int, keep: bool = False) -> None:
-        """Makes the consumer stream wait; handle 0 on the CPU is the calling thread."""
+        """Blocks: the only consumer is handle 0, the calling thread."""
         if not self._armed:
-            raise RuntimeError("found a fence that was already waited for; expected one wait per fence")
-        if isinstance(self._done, Future):
-            self._done.exception()
-        else:
-            torch.cuda.ExternalStream(consumer, device=self._lane.device).wait_event(self._done)
+            raise second_wait()
+        self._done.exception()
         if keep:
             return
         self._armed, self._guard = False, None
         self._lane.counters.waited += 1
         self._lane.counters.open_fences -= 1
-        if isinstance(self._done, Future):
-            self._done.result()
+        self._done.result()
 
     def host_wait(self) -> None:
         """Blocks until the work is done."""
-        self._done.result() if isinstance(self._done, Future) else self._done.synchronize()
+        self._done.result()
 
     def passed(self) -> bool:
         """Whether the work is done."""
-        return self._done.done() if isinstance(self._done, Future) else self._done.query()
+        return self._done.done()
 
     def __del__(self) -> None:
         if self._armed:
             self._lane.counters.abandoned += 1
             self._lane.counters.open_fences -= 1
-            self._lane.retired.append(self._done)
+            self._lane.retired.append((self._done, self._guard))
 
 
 class FallbackLane:
-    """A side stream (CUDA), a worker thread, or the calling thread."""
+    """A worker thread, or the calling thread."""
 
-    def __init__(self, device: torch.device, *, own_stream: bool, high_priority: bool) -> None:
-        self.device = device
+    stream = 0
+
+    def __init__(self, *, own_stream: bool) -> None:
         self.counters = FallbackCounts()
-        # What nobody waited for: closed lanes wait for it. (A torch event keeps no tensor, but the work's own do.)
-        self.retired: deque[Future[None] | torch.cuda.Event] = deque()
+        self.retired: deque[tuple[Future[None], object]] = deque()
+        """What nobody waited for, with its guard, until it is done."""
         self._closed = False
-        self._side = torch.cuda.Stream(device, priority=-1 if high_priority else 0) if device.type == "cuda" else None
-        self._worker = ThreadPoolExecutor(1) if own_stream and self._side is None else None
+        self._worker = ThreadPoolExecutor(1) if own_stream else None
         self._free_at_ns = 0
 
-    @property
-    def stream(self) -> int:
-        return 0 if self._side is None else self._side.cuda_stream
-
     def follow(self, compute: int) -> None:
-        if self._side is not None:
-            self._side.wait_stream(torch.cuda.ExternalStream(compute, device=self.device))
+        """Nothing to do: what the calling thread was given is done."""
 
     def open_window(self, compute: int, name: int) -> None:
         self.collect()
-        self.follow(compute)
         self.counters.windows += 1
 
     def close_window(self, name: int) -> None:
@@ -95,14 +93,9 @@ class FallbackLane:
 
     def launch(self, work: Callable[[], object], guard: object, name: int, value: int) -> FallbackFence:
         if self._closed:
-            raise RuntimeError("found a launch on a closed lane; expected an open one")
+            raise closed_lane()
         self.collect()
-        done: Future[None] | torch.cuda.Event
-        if self._side is not None:
-            work()
-            done = torch.cuda.Event()
-            done.record(self._side)
-        elif self._worker is not None:
+        if self._worker is not None:
             done = self._worker.submit(lambda: (work(), None)[1])
         else:
             work()
@@ -121,22 +114,17 @@ class FallbackLane:
 
     def collect(self) -> int:
         """Forgets abandoned work that is done; an exception of it surfaces here."""
-        running = deque(
-            done for done in self.retired if not (done.done() if isinstance(done, Future) else done.query())
-        )
-        finished = [done for done in self.retired if done not in running]
-        self.retired = running
+        entries, self.retired = list(self.retired), deque()
+        finished = [done for done, _ in entries if done.done()]
+        self.retired.extend(entry for entry in entries if entry[0] not in finished)
         for done in finished:
-            if isinstance(done, Future):
-                done.result()
+            done.result()
         return len(finished)
 
     def close(self) -> None:
         self._closed = True
         if self._worker is not None:
             self._worker.shutdown(wait=True)
-        if self._side is not None:
-            self._side.synchronize()
         self.collect()
 
     def counts(self) -> FallbackCounts:

@@ -11,21 +11,21 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from overlap_recompute.ops.backend import current_stream, make_backend
 from overlap_recompute.ops.fallback_lane import FallbackLane
-from overlap_recompute.ops.marks import MARK, EventRing
-from overlap_recompute.ops.native import extension, has_cuda
+from overlap_recompute.ops.native import extension
+from overlap_recompute.ops.stream_lane import TorchStreamLane
+from overlap_recompute.ops.stream_marks import StreamMarks
+from overlap_recompute.ops.streams import CudaStreams, Streams
 from overlap_recompute.plan.errors import UserError
-
-STREAM_MARKS_CAPACITY = 1 << 16
 
 
 class Fence(Protocol):
     """What a launch returns: an event behind the work, and all that the work still reads."""
 
-    def wait(self, consumer: int, keep: bool = False) -> None:
+    def wait(self, consumer: Any, keep: bool = False) -> None:
         """Makes the stream `consumer` wait for the work, and lets go of what is guarded.
 
         On CUDA the host does not block. On the CPU consumer 0, the calling thread, does; an exception of the work is
@@ -52,58 +52,59 @@ class LaneCounts(Protocol):
     events_in_use: int
 
 
-def current_stream(device: torch.device) -> int:
-    """Handle of torch's current stream on a CUDA device; 0, the calling thread, on the CPU."""
-    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
-
-
-def make_backend(device: torch.device) -> Any:
-    """The extension's streams and events for a device; None where the extension lacks them."""
-    if extension is None or (device.type == "cuda" and not has_cuda):
-        return None
-    return extension.Backend.cuda(device.index or 0) if device.type == "cuda" else extension.Backend.cpu()
-
-
 class Lane:
     """A side stream of the lowest priority on a CUDA device; on the CPU the calling thread, or a worker thread.
+
+    The extension's, where it has a part for the device; else the same on torch's streams, or in Python.
 
     Args:
         device: "cuda:N" or "cpu".
         threaded: CPU only: run launches on a worker thread. torch's CPU generator is shared by all threads, so work
             that draws random numbers belongs on the calling thread (the default).
-        ring: event ring for the marks of windows; launches are marked in the lane's own time (`drain_marks`).
+        marks: where begin and end of launches are marked in the lane's own time, and windows in the host's.
+        streams: in place of the device's own, for tests.
 
-    Not safe to copy; `close` it, or let it go: what it launched is waited for.
+    Not safe to copy; `close` it, or let it go: on the CPU what it launched is waited for; a CUDA stream, which may
+    wait for a peer that is gone, frees itself when it is done.
     """
 
-    def __init__(self, device: torch.device, *, threaded: bool = False, ring: EventRing | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        threaded: bool = False,
+        marks: StreamMarks | None = None,
+        streams: Streams | None = None,
+    ) -> None:
         if device.type not in ("cpu", "cuda"):
             raise UserError(f"a lane on device {device}", "cpu or cuda", "run on one of them")
-        own_stream = threaded or device.type == "cuda"
-        backend = make_backend(device)
-        self.device = device
-        self._marks: Any = None
+        on_cuda = device.type == "cuda"
+        backend = None if streams is not None else make_backend(device) if marks is None else marks.backend
+        self.device, self.marks = device, marks
+        self._streams = CudaStreams(device) if on_cuda and streams is None else streams
         self._core: Any
-        if backend is None:
-            self._core = FallbackLane(device, own_stream=own_stream, high_priority=False)
-        else:
+        if backend is not None:
             assert extension is not None
-            if ring is not None:
-                anchor = current_stream(device)
-                self._marks = extension.StreamMarks(ring, backend, anchor, STREAM_MARKS_CAPACITY)
-            self._core = extension.Lane(backend, own_stream=own_stream, high_priority=False, marks=self._marks)
-        cuda = device.type == "cuda"
-        self._torch_stream = torch.cuda.ExternalStream(self._core.stream, device=device) if cuda else None
-        self._finalizer = weakref.finalize(self, self._core.close)
+            core = None if marks is None else marks.core
+            self._core = extension.Lane(backend, own_stream=threaded or on_cuda, high_priority=False, marks=core)
+        elif self._streams is not None:
+            self._core = TorchStreamLane(self._streams, high_priority=False)
+        else:
+            self._core = FallbackLane(own_stream=threaded)
+        self._finalizer = None if on_cuda else weakref.finalize(self, self._core.close)
 
     @property
-    def stream(self) -> int:
+    def stream(self) -> Any:
         """Handle of the lane's stream; 0 on the calling thread."""
-        return int(self._core.stream)
+        return self._core.stream
 
-    def open_window(self, name: int = 0, compute: int | None = None) -> None:
+    def current(self) -> Any:
+        """Handle of the stream that operations of this thread go to."""
+        return current_stream(self.device) if self._streams is None else self._streams.current()
+
+    def open_window(self, name: int = 0, compute: Any = None) -> None:
         """Later launches wait for what the compute stream (default: torch's current one) has been given so far."""
-        self._core.open_window(current_stream(self.device) if compute is None else compute, name)
+        self._core.open_window(self.current() if compute is None else compute, name)
 
     def close_window(self, name: int = 0) -> None:
         """Marks the end of a window; launches go on being legal."""
@@ -123,21 +124,14 @@ class Lane:
             Whatever `work` raises, where it runs now; on a worker thread the fence's wait raises it.
         """
         kept: list[object] = list(guarded)
-        stream = self._torch_stream
+        streams, stream = self._streams, self._core.stream
 
         def task() -> None:
-            with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+            with contextlib.nullcontext() if streams is None else streams.use(stream):
                 kept.append(work())
 
         fence: Fence = self._core.launch(task, kept, name, value)
         return fence
-
-    def drain_marks(self) -> np.ndarray:
-        """Marks of launches that are done, in the lane's time on the host's clock: [n] of `MARK`."""
-        if self._marks is None:
-            return np.empty(0, dtype=MARK)
-        marks: np.ndarray = self._marks.drain()
-        return marks
 
     def collect(self) -> int:
         """Lets go of what streams have passed by now; returns how many guards. Other calls do this too."""
@@ -150,7 +144,8 @@ class Lane:
 
     def close(self) -> None:
         """Waits for everything launched and frees stream and events; an exception nobody has seen surfaces here."""
-        self._finalizer.detach()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._core.close()
 
     def __enter__(self) -> "Lane":

@@ -12,7 +12,7 @@ from overlap_recompute.runtime.errors import (
     VerifyError,
 )
 from overlap_recompute.runtime.journal import Event, Journal, Kind
-from overlap_recompute.runtime.lanes import CudaStreams, Fence, InlineLane, Lane, StreamLane, Streams
+from overlap_recompute.runtime.lanes import Fence, InlineLane, Lane, StreamLane
 from overlap_recompute.runtime.ledger import Ledger
 from overlap_recompute.runtime.marks import ReplayMarks
 from overlap_recompute.runtime.recompute_queue import Fill, RecomputeQueue, Stop
@@ -21,8 +21,8 @@ from overlap_recompute.runtime.rng import CpuRng, CudaRng, RngProvider
 from overlap_recompute.runtime.runtime import MicrobatchScope, Runtime
 
 __all__ = [
-    "ContextProvider", "CpuRng", "CudaRng", "CudaStreams", "Decision", "Event", "Fence", "Fill", "InPlaceError",
+    "ContextProvider", "CpuRng", "CudaRng", "Decision", "Event", "Fence", "Fill", "InPlaceError",
     "InlineLane", "Journal", "Kind", "Lane", "LayerBytes", "Ledger", "MicrobatchScope", "Place", "Policy",
     "RecomputeQueue", "ReplayError", "ReplayMarks", "RngProvider", "Runtime", "StepReport", "Stop", "StreamLane",
-    "Streams", "UnfinishedError", "UnitDecision", "UnitError", "UnsafeUnitError", "VerifyError",
+    "UnfinishedError", "UnitDecision", "UnitError", "UnsafeUnitError", "VerifyError",
 ]  # fmt: skip

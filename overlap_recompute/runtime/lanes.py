@@ -1,11 +1,12 @@
 """Where hidden replays run: inline on the calling thread, or on a side stream (docs/runtime.md, R11)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
+
+from overlap_recompute.ops.lane import Fence as LaunchFence
+from overlap_recompute.ops.lane import Lane as LaunchLane
 
 
 class Fence(Protocol):
@@ -19,12 +20,20 @@ class Fence(Protocol):
 class Lane(Protocol):
     """Runs the replays of a fill."""
 
+    @property
+    def marks_itself(self) -> bool:
+        """Whether it marks begin and end of each replay, in its own time."""
+        ...
+
     def open(self) -> None:
         """Called once at the start of each fill that has something to do."""
         ...
 
-    def run(self, replay: Callable[[], Sequence[Tensor]]) -> Fence | None:
-        """Run `replay`, which returns the tensors that it reads; None when its results are ready on return."""
+    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> Fence | None:
+        """Run `replay`, which returns the tensors that it reads; None when its results are ready on return.
+
+        `name` and `value` are those of its marks.
+        """
         ...
 
 
@@ -35,109 +44,34 @@ class InlineLane:
     comm: |            all_reduce ................      |
     """
 
+    marks_itself = False
+
     def open(self) -> None:
         """Nothing to prepare."""
 
-    def run(self, replay: Callable[[], Sequence[Tensor]]) -> None:
+    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> None:
         """Run it."""
         replay()
 
 
-class StreamEvent(Protocol):
-    """A mark on a stream."""
-
-    def record(self, stream: Any) -> None:
-        """Set the mark at the end of what `stream` was given so far."""
-        ...
-
-
-class Streams(Protocol):
-    """Streams and events of a device; `CudaStreams`, or a recording stand-in in tests."""
-
-    def current(self) -> Any:
-        """The stream that operations of this thread go to."""
-        ...
-
-    def side(self) -> Any:
-        """A new stream of the lowest priority."""
-        ...
-
-    def event(self) -> StreamEvent:
-        """A new event, without timing."""
-        ...
-
-    def wait(self, stream: Any, event: StreamEvent) -> None:
-        """Make `stream` wait for `event`; does not block the host."""
-        ...
-
-    def use(self, stream: Any) -> AbstractContextManager[Any]:
-        """Make `stream` the current one."""
-        ...
-
-
-class CudaStreams:
-    """The streams of one CUDA device."""
-
-    __slots__ = ("_device",)
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def current(self) -> torch.cuda.Stream:
-        """The current stream of the device."""
-        return torch.cuda.current_stream(self._device)
-
-    def side(self) -> torch.cuda.Stream:
-        """A stream of priority 0, the lowest there is, which is also the default stream's."""
-        return torch.cuda.Stream(self._device, priority=0)
-
-    def event(self) -> torch.cuda.Event:
-        """An event that only orders streams."""
-        return torch.cuda.Event()
-
-    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
-        """`stream` waits for `event`."""
-        stream.wait_event(event)
-
-    def use(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
-        """Operations go to `stream`."""
-        return torch.cuda.stream(stream)
-
-
 class StreamFence:
-    """An event on the lane, and every tensor of the compute stream that the lane still reads before it.
+    """The fence of a launch, which owns every tensor of the compute stream that the lane still reads.
 
     The tensors may be released, and their memory used again by the compute stream, only after that stream has waited.
+    Where nobody uses the results they stay until the lane has passed.
     """
 
-    __slots__ = ("_lane", "_event", "_origin", "_reads")
+    __slots__ = ("_lane", "_fence", "_origin")
 
-    def __init__(self, lane: "StreamLane", event: StreamEvent, origin: Any, reads: Sequence[Tensor]) -> None:
-        self._lane, self._event, self._origin, self._reads = lane, event, origin, reads
+    def __init__(self, lane: LaunchLane, fence: LaunchFence, origin: Any) -> None:
+        self._lane, self._fence, self._origin = lane, fence, origin
 
     def wait(self) -> bool:
         """Make the current stream wait; True on the compute stream, which is the one that gets the memory back."""
-        current = self._lane.streams.current()
-        self._lane.streams.wait(current, self._event)
-        if current != self._origin:
-            return False
-        self._release()
-        return True
-
-    def wait_for_origin(self) -> None:
-        """Make the compute stream wait, whichever stream is the current one."""
-        self._lane.streams.wait(self._origin, self._event)
-        self._release()
-
-    def _release(self) -> None:
-        self._reads = ()
-        self._lane.recycle(self._event)
-        self._lane = None  # type: ignore[assignment]
-
-    def __del__(self) -> None:
-        """A result that nobody used: the compute stream waits all the same before it gets the memory back."""
-        if self._lane is not None:
-            self.wait_for_origin()
+        current = self._lane.current()
+        is_origin: bool = current == self._origin
+        self._fence.wait(current, keep=not is_origin)
+        return is_origin
 
 
 class StreamLane:
@@ -148,13 +82,17 @@ class StreamLane:
     lane: |    wait(E1) R(L7.fc1) fence R(L7.act) fence
     """
 
-    __slots__ = ("streams", "_side", "_origin", "_events")
+    __slots__ = ("_lane", "_origin")
 
-    def __init__(self, streams: Streams) -> None:
-        self.streams = streams
-        self._side: Any = None
+    def __init__(self, lane: LaunchLane) -> None:
+        """`lane`: stream, events and fences, the extension's where it has them (`overlap_recompute.ops`)."""
+        self._lane = lane
         self._origin: Any = None
-        self._events: list[StreamEvent] = []
+
+    @property
+    def marks_itself(self) -> bool:
+        """Whether the lane was made with marks."""
+        return self._lane.marks is not None
 
     def open(self) -> None:
         """The lane waits for all that the compute stream was given so far.
@@ -162,33 +100,15 @@ class StreamLane:
         That covers the arguments of the replays, and the last readers of memory that the lane made earlier and that
         has been released since: it may be used again from here on.
         """
-        if self._side is None:
-            self._side = self.streams.side()
-        self._origin = self.streams.current()
-        event = self._take_event()
-        event.record(self._origin)
-        self.streams.wait(self._side, event)
-        self._events.append(event)
+        self._origin = self._lane.current()
+        self._lane.open_window(compute=self._origin)
 
-    def run(self, replay: Callable[[], Sequence[Tensor]]) -> StreamFence:
+    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> StreamFence:
         """Launch it on the side stream; its own fence follows."""
         try:
-            with self.streams.use(self._side):
-                reads = replay()
+            fence = self._lane.launch(replay, name=name, value=value)
         except BaseException:
             # What the replay had read may be released now, while the lane still reads it.
-            self._fence(()).wait_for_origin()
+            self._lane.launch(tuple).wait(self._origin)
             raise
-        return self._fence(reads)
-
-    def _fence(self, reads: Sequence[Tensor]) -> StreamFence:
-        event = self._take_event()
-        event.record(self._side)
-        return StreamFence(self, event, self._origin, reads)
-
-    def recycle(self, event: StreamEvent) -> None:
-        """An event that every stream has been told to wait for may be recorded again."""
-        self._events.append(event)
-
-    def _take_event(self) -> StreamEvent:
-        return self._events.pop() if self._events else self.streams.event()
+        return StreamFence(self._lane, fence, self._origin)

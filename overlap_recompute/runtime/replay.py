@@ -84,15 +84,19 @@ class Replayer:
         if self._state.replaying is not None:
             raise _inside(self._state.replaying)
         begin_ns, journal, marks = time.perf_counter_ns(), self._state.journal, self._state.marks
+        name = value = 0
         if marks is not None:
             name, value = marks.of(call, hidden)
-            marks.mark(name, BEGIN, value)
+            if hidden and self.lane.marks_itself:
+                marks = None
+            else:
+                marks.mark(name, BEGIN, value)
         call.phase, call.hidden = REPLAYING, hidden
         if journal is not None:
             journal.add(Kind.REPLAY_BEGIN, call.place, hidden)
         try:
             if hidden:
-                call.fence = self.lane.run(partial(self._replay, call, True))
+                call.fence = self.lane.run(partial(self._replay, call, True), name, value)
             else:
                 self._replay(call, False)
             call.phase = PRESENT

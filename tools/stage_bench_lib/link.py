@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
+from overlap_recompute.ops import current_stream
 from overlap_recompute.ops.emulated_link import EmulatedLink
-from overlap_recompute.ops.lane import current_stream
 from overlap_recompute.plan.errors import ConfigError
 from tools.stage_bench_lib.options import COPY_ENGINE, Options
 

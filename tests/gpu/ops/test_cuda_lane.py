@@ -81,21 +81,21 @@ def test_a_failure_surfaces_at_the_launch_and_leaves_nothing_behind() -> None:
 
 def test_marks_measure_what_events_measure() -> None:
     device = on_gpu()
-    ring = ops.event_ring()
-    unit = ring.intern("R.fc1")
-    with ops.Lane(device, ring=ring) as lane:
+    stream_marks = ops.StreamMarks(device)
+    unit = stream_marks.intern("R.fc1")
+    with ops.Lane(device, marks=stream_marks) as lane:
         stream = torch.cuda.ExternalStream(lane.stream, device=device)
         before_ns = time.monotonic_ns()
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record(stream)
         fences = [lane.launch(lambda: spin_ms(5), name=unit, value=value) for value in range(4)]
         last.record(stream)
-        assert len(lane.drain_marks()) < 8  # resolved later, not waited for
+        assert len(stream_marks.drain()) < 8  # resolved later, not waited for
         fences[-1].host_wait()
         after_ns = time.monotonic_ns()
         for fence in fences:
             fence.wait(ops.current_stream(device))
-        marks = lane.drain_marks()
+        marks = stream_marks.drain()
         spans_ns = marks["time_ns"][1::2] - marks["time_ns"][0::2]
         assert spans_ns.sum() * 1e-6 == pytest.approx(first.elapsed_time(last), rel=0.05)
         assert before_ns - 1_000_000 <= marks["time_ns"][0]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from overlap_recompute.runtime import CudaStreams, InlineLane, Lane, Policy, Runtime, StreamLane
+from overlap_recompute import ops
+from overlap_recompute.ops.streams import CudaStreams
+from overlap_recompute.runtime import InlineLane, Lane, Policy, Runtime, StreamLane
 from tests.unit.runtime.models import AttentionBlock, CnnBlock, MlpBlock, Stack
 
 pytestmark = [
@@ -14,9 +16,18 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and none is visible"),
 ]
 
+DEVICE = torch.device("cuda", 0)
+
+
+def on_torch_streams() -> Lane:
+    """As without the extension's CUDA part."""
+    return StreamLane(ops.Lane(DEVICE, streams=CudaStreams(DEVICE)))
+
+
 LANES: dict[str, Callable[[], Lane]] = {
     "compute stream": InlineLane,
-    "side stream": lambda: StreamLane(CudaStreams(torch.device("cuda", 0))),
+    "side stream": lambda: StreamLane(ops.Lane(DEVICE)),
+    "side stream of torch": on_torch_streams,
 }
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]] = {
     "mlp": (lambda: Stack(*(MlpBlock(256) for _ in range(4))), (64, 256), ("norm", "fc1", "act", "drop")),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from overlap_recompute import ops
-from overlap_recompute.ops import lane as lane_module
+from overlap_recompute.ops import backend as backend_module
 from tests.unit.ops.support import needs_extension
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=[pytest.param("extension", marks=needs_extension), "fallback"], autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "fallback":
-        monkeypatch.setattr(lane_module, "extension", None)
+        monkeypatch.setattr(backend_module, "extension", None)
     return str(request.param)
 
 

@@ -1,6 +1,7 @@
 """The lane and its fences: order, ownership, threads, failures; with the extension and with the fallback."""
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from overlap_recompute import ops
+from overlap_recompute.ops import backend as backend_module
 from overlap_recompute.ops import lane as lane_module
 from tests.unit.ops.support import BUILD, needs_extension
 
@@ -26,7 +28,7 @@ class Token:
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "fallback":
-        monkeypatch.setattr(lane_module, "extension", None)
+        monkeypatch.setattr(backend_module, "extension", None)
     return str(request.param)
 
 
@@ -157,7 +159,7 @@ def test_one_lane_waits_for_another_and_the_guard_lives_until_it_passed() -> Non
     """Consumer = the other lane's stream: `wait` returns at once, and the guard dies when that stream has passed."""
     journal: list[str] = []
     gate = threading.Event()
-    backend = lane_module.make_backend(CPU)
+    backend = backend_module.make_backend(CPU)
     producer = lane_module.extension.Lane(backend, own_stream=True, high_priority=False, marks=None)
     consumer = lane_module.extension.Lane(backend, own_stream=True, high_priority=False, marks=None)
     token = Token()
@@ -194,31 +196,63 @@ def test_events_are_pooled_and_freed() -> None:
 
 @needs_extension
 def test_marks_tell_the_order_of_windows_and_launches() -> None:
-    ring = ops.event_ring()
-    window, unit = ring.intern("tp_forward"), ring.intern("R.fc1")
-    with ops.Lane(CPU, threaded=True, ring=ring) as lane:
+    marks = ops.StreamMarks(CPU)
+    window, unit = marks.intern("tp_forward"), marks.intern("R.fc1")
+    with ops.Lane(CPU, threaded=True, marks=marks) as lane:
         lane.open_window(window)
         fence = lane.launch(lambda: threading.Event().wait(0.02), name=unit, value=3)
         lane.close_window(window)
-        assert len(lane.drain_marks()) <= 1  # the end is not yet known
+        found = [*marks.drain()]
+        assert len(found) <= 3  # the end of the launch is not yet known
         fence.host_wait()
-        first = lane.drain_marks()
+        found += [*marks.drain()]
         fence.wait(0)
         lane.launch(lambda: None, name=unit, value=4).wait(0)
-        marks = [*first, *lane.drain_marks()][-4:]
+        found += [*marks.drain()]
         stream = lane.stream
-    begin, end = ring.drain()
-    assert (begin["name"], begin["kind"], end["kind"]) == (window, ops.MarkKind.BEGIN, ops.MarkKind.END)
-    assert [(mark["kind"], mark["value"]) for mark in marks[-2:]] == [(0, 4), (1, 4)]
-    assert all(mark["name"] == unit and mark["stream"] == stream for mark in marks)
-    times = [int(mark["time_ns"]) for mark in marks]
+    kinds = {name: [int(mark["kind"]) for mark in found if mark["name"] == name] for name in (window, unit)}
+    assert kinds == {window: [0, 1], unit: [0, 1, 0, 1]}
+    launches = [mark for mark in found if mark["name"] == unit]
+    assert [int(mark["value"]) for mark in launches] == [3, 3, 4, 4]
+    assert all(mark["stream"] == (stream if mark["name"] == unit else 0) for mark in found)
+    times = [int(mark["time_ns"]) for mark in launches]
     assert times == sorted(times)
-    assert begin["time_ns"] <= times[-1]
+    assert times[1] - times[0] >= 15_000_000
+
+
+@needs_extension
+def test_a_window_without_a_name_leaves_no_mark() -> None:
+    marks = ops.StreamMarks(CPU)
+    with ops.Lane(CPU, marks=marks) as lane:
+        lane.open_window()
+        lane.close_window()
+    assert len(marks.drain()) == 0
+
+
+@needs_extension
+def test_stream_marks_are_a_ring_whose_marks_lie_on_the_current_stream() -> None:
+    marks = ops.StreamMarks(CPU, capacity=4)
+    name = marks.intern("F")
+    before_ns = time.monotonic_ns()
+    for value in range(6):
+        marks.mark(name, ops.MarkKind.INSTANT, value)
+    assert marks.overwritten == 2
+    found = marks.drain()
+    assert found["value"].tolist() == [0, 1, 2, 3]
+    assert marks.names[name] == "F"
+    assert before_ns <= found["time_ns"][0] <= found["time_ns"][-1] <= time.monotonic_ns()
+    assert len(marks.threads) == 1
+
+
+def test_stream_marks_without_the_extension_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "extension", None)
+    with pytest.raises(ValueError, match="marks in the time of streams of cpu; expected an extension"):
+        ops.StreamMarks(CPU)
 
 
 @needs_extension
 def test_a_bad_handle_is_named() -> None:
-    backend = lane_module.make_backend(CPU)
+    backend = backend_module.make_backend(CPU)
     with pytest.raises(ValueError, match="CPU event handle 12345; expected one that this backend created"):
         backend.record(12345, 0)
     with pytest.raises(ValueError, match="CUDA device 99; expected one below"):
@@ -227,7 +261,7 @@ def test_a_bad_handle_is_named() -> None:
 
 @needs_extension
 def test_raw_events_follow_the_rules_of_cuda() -> None:
-    backend = lane_module.make_backend(CPU)
+    backend = backend_module.make_backend(CPU)
     event, stream = backend.create_event(), backend.create_stream()
     assert backend.passed(event)  # never recorded: holds nobody up
     backend.stream_wait(0, event)
@@ -240,4 +274,4 @@ def test_raw_events_follow_the_rules_of_cuda() -> None:
 
 
 def test_build_info_agrees_with_what_the_lane_uses() -> None:
-    assert (lane_module.make_backend(CPU) is not None) == BUILD.extension
+    assert (backend_module.make_backend(CPU) is not None) == BUILD.extension

@@ -9,20 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from overlap_recompute.runtime import Policy, ReplayError, Runtime, StreamLane
+from overlap_recompute import ops
+from overlap_recompute.runtime import Policy, ReplayError, ReplayMarks, Runtime, StreamLane
+from tests.unit.ops.support import needs_extension
 from tests.unit.runtime.models import MlpBlock, Stack
 from tests.unit.runtime.support import limited, never, plain_step, runtime_step, same_bits
 
+CPU = torch.device("cpu")
+
 
 class FakeEvent:
-    """Writes down where it is recorded."""
+    """Passed when the streams say so."""
 
     def __init__(self, streams: "FakeStreams", name: str) -> None:
         self.streams, self.name, self.mark = streams, name, -1
 
-    def record(self, stream: str) -> None:
-        self.mark = len(self.streams.log)
-        self.streams.log.append(("record", stream, self.name))
+    def query(self) -> bool:
+        return self.streams.passed
 
 
 class FakeStreams:
@@ -32,22 +35,31 @@ class FakeStreams:
         self.log: list[tuple[str, str, str]] = []
         self.stack = ["comp"]
         self.events = 0
+        self.passed = False
         self.seen: dict[str, int] = {"comp": -1, "lane": -1}
 
     def current(self) -> str:
         return self.stack[-1]
 
-    def side(self) -> str:
+    def create(self, *, high_priority: bool) -> str:
+        assert not high_priority
         return "lane"
 
     def event(self) -> FakeEvent:
         self.events += 1
         return FakeEvent(self, f"e{self.events}")
 
+    def record(self, event: FakeEvent, stream: str) -> None:
+        event.mark = len(self.log)
+        self.log.append(("record", stream, event.name))
+
     def wait(self, stream: str, event: Any) -> None:
         assert event.mark >= 0, "waiting for an event that was never recorded"
         self.seen[stream] = max(self.seen[stream], event.mark)
         self.log.append(("wait", stream, event.name))
+
+    def finish(self, stream: str) -> None:
+        self.passed = True
 
     @contextmanager
     def use(self, stream: str) -> Iterator[None]:
@@ -74,9 +86,13 @@ class Step(nn.Module):
         return x + self.weight if self.adds else x * self.weight
 
 
+def lane_on(streams: FakeStreams) -> StreamLane:
+    return StreamLane(ops.Lane(CPU, streams=streams))
+
+
 def chain(streams: FakeStreams, names: str) -> tuple[nn.ModuleDict, Runtime]:
     model = nn.ModuleDict({name: Step(streams, name) for name in names})
-    runtime = Runtime(Policy.recompute_all(), lane=StreamLane(streams))
+    runtime = Runtime(Policy.recompute_all(), lane=lane_on(streams))
     runtime.attach(model, list(names))
     return model, runtime
 
@@ -152,15 +168,24 @@ def test_what_the_lane_reads_lives_until_compute_has_waited() -> None:
     runtime.step_end()
 
 
-def test_compute_waits_for_a_result_that_nobody_uses() -> None:
+def test_the_arguments_of_a_result_that_nobody_uses_live_until_the_lane_has_passed() -> None:
     streams = FakeStreams()
-    model, runtime = chain(streams, "a")
+    model, runtime = chain(streams, "ab")
+    model["a"].adds = True
+    x = torch.ones(1, 4) * 1
+    storage = weakref.ref(x.untyped_storage())
+    loss = forward(model, runtime, x)
+    del x
+    runtime.queue.fill(never)
+    del loss
+    assert runtime.ledger.held_bytes == 0
+    assert storage() is not None, "the lane may still be reading the argument"
+    runtime.step_end()
+    streams.passed = True
     loss = forward(model, runtime, torch.ones(1, 4))
     runtime.queue.fill(never)
-    streams.log.clear()
-    del loss
-    assert streams.log == [("wait", "comp", "e1")], "before the memory of its arguments is used again"
-    assert runtime.ledger.held_bytes == 0
+    assert storage() is None
+    loss.backward()
     runtime.step_end()
 
 
@@ -187,7 +212,8 @@ def test_a_failing_replay_leaves_the_current_stream() -> None:
     with pytest.raises(ReplayError, match="TypeError"):
         runtime.queue.fill(never)
     assert streams.current() == "comp"
-    assert streams.log[-1] == ("wait", "comp", "e1"), "the lane may still be reading what it was given"
+    assert streams.log[-1][:2] == ("wait", "comp"), "the lane may still be reading what it was given"
+    assert streams.log[-2][:2] == ("record", "lane")
     del loss
 
 
@@ -196,8 +222,49 @@ def test_a_lane_changes_no_bit() -> None:
     inputs = [torch.randn(2, 8) for _ in range(3)]
     expected = plain_step(model, inputs)
     streams = FakeStreams()
-    runtime = Runtime(Policy.recompute_all(), lane=StreamLane(streams), verify=True)
+    runtime = Runtime(Policy.recompute_all(), lane=lane_on(streams), verify=True)
     runtime.attach(model, ["blocks.*.norm", "blocks.*.fc1", "blocks.*.act", "blocks.*.drop"])
     assert same_bits(runtime_step(model, inputs, runtime, fill=True), expected)
     assert streams.seen["comp"] > 0
     runtime.detach()
+
+
+@needs_extension
+def test_the_lane_of_the_extension_changes_no_bit_keeps_nothing_and_marks_its_replays() -> None:
+    model = Stack(*(MlpBlock(8) for _ in range(3)))
+    inputs = [torch.randn(2, 8) for _ in range(3)]
+    expected = plain_step(model, inputs)
+    marks = ops.StreamMarks(CPU)
+    lane = ops.Lane(CPU, marks=marks)
+    replays = ReplayMarks(marks, lambda key: int(str(key)))
+    runtime = Runtime(Policy.recompute_all(), lane=StreamLane(lane), marks=replays, verify=True)
+    runtime.attach(model, ["blocks.*.norm", "blocks.*.fc1", "blocks.*.act", "blocks.*.drop"])
+    assert same_bits(runtime_step(model, inputs, runtime, fill=True), expected)
+    lane.collect()
+    counts = lane.counts()
+    assert counts.launched == counts.waited + counts.abandoned > 0, "what only other replays read is not waited for"
+    assert counts.waited > counts.abandoned
+    assert (counts.open_fences, counts.guards_held, counts.events_in_use) == (0, 0, 0)
+    found = marks.drain()
+    begins, ends = (found[found["kind"] == int(kind)] for kind in (ops.MarkKind.BEGIN, ops.MarkKind.END))
+    assert len(begins) == len(ends) == 3 * 3 * 4, "each replay once, whoever ran it"
+    assert sum(begins["value"] & 1) == counts.launched, "the lane has marked the hidden ones itself"
+    assert len({marks.names[name] for name in begins["name"]}) == 3 * 4
+    runtime.detach()
+
+
+def test_a_failing_replay_of_the_extension_surfaces_once_and_leaves_nothing() -> None:
+    model = nn.ModuleDict({name: Step(FakeStreams(), name) for name in "ab"})
+    lane = ops.Lane(CPU)
+    runtime = Runtime(Policy.recompute_all(), lane=StreamLane(lane))
+    runtime.attach(model, list("ab"))
+    loss = forward(model, runtime, torch.ones(1, 4))
+    model["b"].weight = None  # type: ignore[assignment]
+    with pytest.raises(ReplayError, match="TypeError"):
+        runtime.queue.fill(never)
+    with pytest.raises(ReplayError, match="failed before"):
+        loss.backward()
+    del loss
+    lane.collect()
+    counts = lane.counts()
+    assert (counts.open_fences, counts.guards_held) == (0, 0)
