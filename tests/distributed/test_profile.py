@@ -14,8 +14,8 @@ from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.plan_file import PLAN_VERSION, LayerPlan, MemoryTable, Plan, StagePlan, StagePrediction
 from overlap_recompute.plan.profile import COMPUTE, Pass, Profile
 from overlap_recompute.plan.run_trace import LANES
-from overlap_recompute.plan.split import Split, layers_of
-from overlap_recompute.plan.validation import read_profile
+from overlap_recompute.plan.split import Split, layers_of, layout_text
+from overlap_recompute.plan.validation import read_plan, read_profile
 from overlap_recompute.report import read_traces
 from overlap_recompute.schedules import pipeline_schedule
 from tests.distributed.conftest import ROOT, losses, read_metrics, report, trainer
@@ -241,3 +241,22 @@ def test_a_run_plans_for_itself_again_and_again(tmp_path: pathlib.Path) -> None:
     results = run_ranks(command, 2)
     assert all(result.returncode not in (0, -9) for result in results), report(results)
     assert "--overlap-recompute-auto without a plan" in results[0].output
+
+
+def test_a_run_keeps_its_plan_and_the_next_start_follows_it(tmp_path: pathlib.Path) -> None:
+    """The head of a large vocabulary is work for the last stage: the same command, started again, gives it less."""
+    kept = tmp_path / "plan.json"
+    large = ["--pipeline-model-parallel-size", "2", "--vocab-size", "8000"]
+    auto = [*large, *FEW, "--overlap-recompute", "--overlap-recompute-auto", "--overlap-recompute-memory-gib", "1"]
+    auto += ["--overlap-recompute-auto-plan", str(kept)]
+    run(tmp_path, "first", auto, iterations=5, log=(log := []))
+    assert f"the plan for the next start is in {kept}" in "".join(log)
+    (front,), (back,) = read_plan(kept).layout.split
+    assert front > back, "another split than this run's"
+    second = run(tmp_path, "second", auto, iterations=5, log=(log := []))
+    assert f"the plan in {kept}, which an earlier start has left, is followed: nothing is measured" in "".join(log)
+    plain = [*large, "--pipeline-model-parallel-layout", layout_text(((front,), (back,)))]
+    assert second == run(tmp_path, "plain", plain, iterations=5)
+    figures = [[record["extra"] for record in read_metrics(tmp_path / f"{name}.jsonl")] for name in ("first", "second")]
+    planned = [["overlap/predicted_iteration_ms" in extra for extra in extras] for extras in figures]
+    assert planned == [[False] * 3 + [True] * 2, [True] * 5]

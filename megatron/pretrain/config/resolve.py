@@ -8,9 +8,9 @@ import importlib.util
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from megatron.pretrain.config.kept_plan import file_of_split, follow_kept_plan, says_where_layers_go
 from megatron.pretrain.config.pretrain_config import PretrainConfig
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
@@ -90,21 +90,16 @@ def _schedule_impl(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
 
 def _plan_layout(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
     """Layers go to the stages that the plan was made for, unless flags say where they go."""
-    file, parallel = config.overlap.overlap_recompute_plan, config.parallel
-    stages = parallel.pipeline_model_parallel_size
-    said = (
-        parallel.pipeline_model_parallel_layout, parallel.num_layers_per_virtual_pipeline_stage,
-        parallel.num_virtual_stages_per_pipeline_rank, parallel.decoder_first_pipeline_num_layers,
-        parallel.decoder_last_pipeline_num_layers,
-    )  # fmt: skip
-    if file is None or stages == 1 or any(flag is not None for flag in said):
+    file, stages = file_of_split(config), config.parallel.pipeline_model_parallel_size
+    if file is None or stages == 1 or says_where_layers_go(config):
         return config, None
     try:
-        split = read_plan(Path(file)).layout.split
+        split = read_plan(file).layout.split
     except FileError:
         return config, None  # left for `validate` to refuse
-    even = ((config.model.num_layers // stages,),) * stages
-    if len(split) != stages or (split == even and config.model.num_layers % stages == 0):
+    layers = config.model.num_layers
+    even = ((layers // stages,),) * stages
+    if len(split) != stages or sum(map(sum, split)) != layers or (split == even and layers % stages == 0):
         return config, None
     layout = layout_text(split)
     note = f"--pipeline-model-parallel-layout is {layout}, as in {file}"
@@ -247,6 +242,7 @@ RESOLVERS: tuple[Resolver, ...] = (
     _transformer_impl,
     _sequence_parallel,
     _schedule_impl,
+    follow_kept_plan,
     _plan_layout,
     _expert_tensor_parallel,
     _moe_ffn_hidden_size,

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -11,7 +12,7 @@ from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.config.checks.overlap import AUTO, AUTO_MEMORY
 from megatron.pretrain.training.plan_changes import changes_in_words
 from megatron.pretrain.training.planner_process import PLANNER, PlannerError, plan_for, predicted_us
-from overlap_recompute.plan.codec import from_data
+from overlap_recompute.plan.codec import FileError, from_data, write_record
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan
 from overlap_recompute.plan.profile import Profile
@@ -89,9 +90,22 @@ class AutoPlanner:
             logger.warning("measured anew, the plan is kept: %s", error)
             return {}
         self._source = profile
-        if profile.layout.pipeline_parallel > 1:
-            _advise(plan, profile, budget_gib)
+        better = _better_split(plan, profile, budget_gib) if profile.layout.pipeline_parallel > 1 else None
+        self._keep(plan if better is None else better)
         return {"plan": asdict(plan)}
+
+    def _keep(self, plan: Plan) -> None:
+        """For the next start; a file that cannot be written ends no training."""
+        file = self._config.overlap.overlap_recompute_auto_plan
+        if file is None:
+            return
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            write_record(Path(file), plan)
+        except (OSError, FileError) as error:
+            logger.warning("the plan is not kept in %s (%s); the next start will measure again", file, error)
+            return
+        logger.info("the plan for the next start is in %s", file)
 
     def _is_better(self, plan: Plan, present: Plan, profile: Profile) -> bool:
         """Whether to change plans, and say so."""
@@ -116,21 +130,23 @@ def budget_gib_of(config: PretrainConfig, device: torch.device) -> float:
     return DEVICE_SHARE * int(torch.cuda.get_device_properties(device).total_memory) / BYTES_PER_GIB
 
 
-def _advise(plan: Plan, profile: Profile, budget_gib: float) -> None:
-    """Name a layout that would be faster. A run keeps its own to its end."""
+def _better_split(plan: Plan, profile: Profile, budget_gib: float) -> Plan | None:
+    """The plan of a layout that would be faster, if there is one. A run keeps its own to its end."""
     try:
         best = plan_for(profile, budget_gib, limit_s=ADVICE_S, partition=True)
     except PlannerError as error:
         logger.info("no advice on the layout: %s", error)
-        return
+        return None
     is_other = best.layout.split != plan.layout.split
-    if is_other and best.predicted_iteration_us < plan.predicted_iteration_us * (1 - WORTH_IT):
-        logger.info(
-            "a better split of the layers for the next start: --pipeline-model-parallel-layout '%s' (predicted "
-            "iteration %s)",
-            layout_text(best.layout.split),
-            _times(plan.predicted_iteration_us, best.predicted_iteration_us),
-        )
+    if not is_other or best.predicted_iteration_us >= plan.predicted_iteration_us * (1 - WORTH_IT):
+        return None
+    logger.info(
+        "a better split of the layers for the next start: --pipeline-model-parallel-layout '%s' (predicted "
+        "iteration %s)",
+        layout_text(best.layout.split),
+        _times(plan.predicted_iteration_us, best.predicted_iteration_us),
+    )
+    return best
 
 
 def _times(old_us: float, new_us: float) -> str:

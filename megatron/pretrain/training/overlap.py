@@ -158,13 +158,14 @@ def open_recompute(
         iterations: that the run will take.
     """
     options = config.overlap
-    if options.overlap_recompute_profile is None and not options.overlap_recompute_auto:
+    plans = options.overlap_recompute_auto and options.overlap_recompute_plan is None
+    if options.overlap_recompute_profile is None and not plans:
         return open_overlap(config, model, device)
     from megatron.overlap.measuring.drift import drifts  # noqa: PLC0415
     from megatron.overlap.measuring.gather import gather_bytes  # noqa: PLC0415
     from megatron.overlap.measuring.start import MeasuredStart, MeasuringPlan  # noqa: PLC0415
 
-    planner = AutoPlanner(config, device, share=gather_bytes, drifts=drifts) if options.overlap_recompute_auto else None
+    planner = AutoPlanner(config, device, share=gather_bytes, drifts=drifts) if plans else None
 
     def follow(profile: Profile) -> AbstractContextManager[Overlap | None]:
         if config.world.rank == 0 and options.overlap_recompute_profile is not None:
@@ -183,8 +184,8 @@ def open_recompute(
         follow=follow,
         uses_waits=options.overlap_recompute,
         length=iterations,
-        lean=options.overlap_recompute_auto,
-        again_after=options.overlap_recompute_replan_interval,
+        lean=plans,
+        again_after=options.overlap_recompute_replan_interval if plans else None,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()
     return MeasuredStart(measuring, model, device, stage=stage, stages=config.parallel.pipeline_model_parallel_size)

@@ -242,6 +242,7 @@ ANY_FLAG = st.one_of([
     for flag in all_flags(options)
     if flag.field_name not in (
         "model_preset", "data_args_path", "pipeline_model_parallel_layout", "moe_layer_freq", "overlap_recompute_plan",
+        "overlap_recompute_auto_plan",
     )
 ])  # fmt: skip
 

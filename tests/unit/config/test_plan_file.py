@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron.pretrain.config import PretrainConfig, validate
+from megatron.pretrain.config import PretrainConfig, parse_command_line, validate
 from megatron.pretrain.config.model_fingerprint import model_fingerprint
 from megatron.pretrain.config.run_layout import layout_of
 from overlap_recompute.plan.codec import write_record
@@ -13,7 +13,7 @@ from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.software import software_versions
 from overlap_recompute.plan.split import Split
-from tests.unit.config.conftest import Parse
+from tests.unit.config.conftest import Parse, environment
 from tests.unit.plan.samples import sample_plan, sample_profile
 
 PP2 = "--pipeline-model-parallel-size 2"
@@ -83,3 +83,78 @@ def test_a_computed_plan_names_no_versions(with_plan) -> None:
 
 def test_the_number_of_microbatches_may_differ(with_plan) -> None:
     validate(with_plan("--global-batch-size 64"))
+
+
+@pytest.fixture
+def with_kept_plan(parse: Parse, tmp_path: pathlib.Path):
+    """Parses the flags of a run that plans for itself, with a plan that an earlier start has left."""
+
+    def build(
+        flags: str = "--overlap-recompute-memory-gib 4", *, split: Split = ((1,), (3,)), **changes: object
+    ) -> PretrainConfig:
+        path = tmp_path / "kept.json"
+        plan = plan_for(parse(PP2, world_size=2), split)
+        write_record(path, replace(plan, **({"budget_bytes": 4 << 30} | changes)))
+        auto = f"--overlap-recompute --overlap-recompute-auto --overlap-recompute-auto-plan {path}"
+        return parse(f"{PP2} {auto} {flags}", world_size=2)
+
+    return build
+
+
+def test_the_plan_of_an_earlier_start_is_followed_with_its_split(with_kept_plan, tmp_path: pathlib.Path) -> None:
+    config = with_kept_plan()
+    validate(config)
+    assert config.overlap.overlap_recompute_plan == str(tmp_path / "kept.json")
+    assert layout_of(config).split == ((1,), (3,))
+    assert any("is followed: nothing is measured" in note for note in config.notes)
+    again = parse_command_line(config.to_argv(), environment(2))
+    validate(again)
+    assert again.overlap == config.overlap
+
+
+def test_a_run_that_plans_again_and_again_takes_the_split_alone(with_kept_plan) -> None:
+    config = with_kept_plan("--overlap-recompute-memory-gib 4 --overlap-recompute-replan-interval 5")
+    validate(config)
+    assert config.overlap.overlap_recompute_plan is None
+    assert layout_of(config).split == ((1,), (3,))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--overlap-recompute-memory-gib 5", "is for 4 GiB a rank: the run measures and plans anew"),
+        (
+            "--overlap-recompute-memory-gib 4 --pipeline-model-parallel-layout Ettt|tL",
+            "for another split of the layers than the flags': the run measures and plans anew; without those flags it "
+            "takes the plan's (Et|t*3L)",
+        ),
+    ],
+)
+def test_a_kept_plan_for_something_else_is_not_followed(with_kept_plan, flags: str, words: str) -> None:
+    config = with_kept_plan(flags)
+    validate(config)
+    assert config.overlap.overlap_recompute_plan is None
+    assert any(words in note for note in config.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"model_fingerprint": "m0"}, "model_fingerprint is m0; expected"), ({"version": 99}, "version")],
+)
+def test_a_kept_plan_of_another_run_or_a_damaged_one_is_refused(with_kept_plan, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(with_kept_plan(**changes))
+    assert message in str(error.value)
+    assert "kept.json" in str(error.value)
+
+
+def test_a_first_start_finds_no_plan(parse: Parse, tmp_path: pathlib.Path) -> None:
+    auto = f"--overlap-recompute --overlap-recompute-auto --overlap-recompute-auto-plan {tmp_path}/none.json"
+    config = parse(f"{PP2} {auto} --overlap-recompute-memory-gib 4", world_size=2)
+    validate(config)
+    assert config.overlap.overlap_recompute_plan is None
+
+
+def test_a_kept_plan_without_auto_is_refused(parse: Parse) -> None:
+    with pytest.raises(ConfigError, match="--overlap-recompute-auto-plan without --overlap-recompute-auto"):
+        validate(parse(f"{PP2} --overlap-recompute --overlap-recompute-auto-plan plan.json", world_size=2))

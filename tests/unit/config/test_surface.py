@@ -31,7 +31,7 @@ OWN_FLAGS = {
     "--overlap-recompute-serialize", "--overlap-recompute-trace",
     "--overlap-recompute-profile", "--overlap-recompute-profile-warmup", "--overlap-recompute-profile-iterations",
     "--overlap-recompute-plan", "--overlap-recompute-auto", "--overlap-recompute-memory-gib",
-    "--overlap-recompute-replan-interval",
+    "--overlap-recompute-replan-interval", "--overlap-recompute-auto-plan",
 }  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import pathlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import Plan, PlannedFill
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import layout_text
+from overlap_recompute.plan.validation import read_plan
 from tests.unit.plan.samples import sample_plan, sample_profile
 
 CPU = torch.device("cpu")
@@ -27,17 +29,19 @@ PLAN = sample_plan(PROFILE)
 GIB = 1 << 30
 
 
-def options(rank: int = 0, memory_gib: float | None = 1.0) -> Any:
+def options(rank: int = 0, memory_gib: float | None = 1.0, kept: pathlib.Path | None = None) -> Any:
     """Of a run, as far as planning asks."""
+    file = None if kept is None else str(kept)
     return SimpleNamespace(
-        world=SimpleNamespace(rank=rank), overlap=SimpleNamespace(overlap_recompute_memory_gib=memory_gib)
+        world=SimpleNamespace(rank=rank),
+        overlap=SimpleNamespace(overlap_recompute_memory_gib=memory_gib, overlap_recompute_auto_plan=file),
     )
 
 
-def planner(rank: int = 0, answer: bytes | None = None) -> AutoPlanner:
-    """Of a rank; `answer`: what rank 0 gave."""
+def planner(rank: int = 0, answer: bytes | None = None, kept: pathlib.Path | None = None) -> AutoPlanner:
+    """Of a rank; `answer`: what rank 0 gave; `kept`: where plans are left."""
     return AutoPlanner(
-        options(rank), CPU, share=lambda mine, device: [mine if answer is None else answer], drifts=drifts
+        options(rank, kept=kept), CPU, share=lambda mine, device: [mine if answer is None else answer], drifts=drifts
     )
 
 
@@ -122,17 +126,42 @@ def test_without_an_answer_the_run_ends_at_first_and_goes_on_later(
     assert "measured anew, the plan is kept: too slow" in caplog.text
 
 
+def test_the_plan_that_is_taken_is_kept_and_training_goes_on_where_it_cannot_be(
+    answers: Any, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = dropping(PLAN, ("act",), 5000.0)
+    answers(PLAN, dropping(PLAN, (), 6100.0), second)
+    kept = tmp_path / "plan.json"
+    run = planner(kept=kept)
+    run.plan(PROFILE)
+    assert read_plan(kept) == run.plan(PROFILE) == PLAN
+    run.plan(PROFILE)
+    assert read_plan(kept) == second
+    (tmp_path / "file").write_text("in the way")
+    answers(PLAN)
+    assert planner(kept=tmp_path / "file" / "plan.json").plan(PROFILE) == PLAN
+    assert "the next start will measure again" in caplog.text
+    answers()
+    planner(rank=1, answer=json.dumps({"plan": asdict(PLAN)}).encode(), kept=tmp_path / "other.json").plan(PROFILE)
+    assert not (tmp_path / "other.json").exists(), "one rank writes"
+
+
 def test_other_ranks_ask_nobody(answers: Any) -> None:
     answers()
     with pytest.raises(ConfigError, match="nothing fits"):
         planner(rank=1, answer=json.dumps({"fault": "nothing fits"}).encode()).plan(PROFILE)
 
 
-def test_the_real_planner_and_simulator_and_the_layout_for_the_next_start(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_real_planner_and_simulator_and_the_plan_for_the_next_start(
+    caplog: pytest.LogCaptureFixture, tmp_path: pathlib.Path
+) -> None:
     caplog.set_level(logging.INFO)
-    uneven = sample_profile(((1,), (5,)))
-    plan = planner().plan(uneven)
+    uneven, kept = sample_profile(((1,), (5,))), tmp_path / "new" / "plan.json"
+    plan = planner(kept=kept).plan(uneven)
     assert plan.layout == uneven.layout
+    assert read_plan(kept).layout.split == ((3,), (3,))
+    assert read_plan(kept).predicted_iteration_us < plan.predicted_iteration_us
+    assert f"the plan for the next start is in {kept}" in caplog.text
     assert "for the next start: --pipeline-model-parallel-layout 'Et*3|t*3L' (predicted iteration " in caplog.text
     assert layout_text(uneven.layout.split) not in caplog.text
     assert predicted_us(uneven, plan, limit_s=60) == pytest.approx(plan.predicted_iteration_us)

@@ -11,6 +11,7 @@ WINDOWS = "--overlap-recompute-windows"
 PROFILE = "--overlap-recompute-profile"
 AUTO = "--overlap-recompute-auto"
 AUTO_MEMORY = "--overlap-recompute-memory-gib"
+AUTO_PLAN = "--overlap-recompute-auto-plan"
 REPLAN = "--overlap-recompute-replan-interval"
 PROFILE_WARMUP, PROFILE_ITERATIONS = 2, 5
 """Iterations when the flags do not say."""
@@ -122,6 +123,7 @@ def auto_has_what_it_needs(config: PretrainConfig) -> None:
     if not options.overlap_recompute_auto:
         extras = {
             AUTO_MEMORY: options.overlap_recompute_memory_gib,
+            AUTO_PLAN: options.overlap_recompute_auto_plan,
             REPLAN: options.overlap_recompute_replan_interval,
         }
         stray = next((flag for flag, value in extras.items() if value is not None), None)
@@ -133,8 +135,9 @@ def auto_has_what_it_needs(config: PretrainConfig) -> None:
         f"{SWITCH} with it",
         f"add {SWITCH}, or remove {AUTO}",
     )
+    kept, plan = options.overlap_recompute_auto_plan, options.overlap_recompute_plan
     given = {
-        "--overlap-recompute-plan": options.overlap_recompute_plan,
+        "--overlap-recompute-plan": None if plan == kept else plan,
         POLICY: options.overlap_recompute_policy,
         WINDOWS: options.overlap_recompute_windows,
         "--overlap-recompute-prefetch-mib": options.overlap_recompute_prefetch_mib,

@@ -57,6 +57,11 @@ class OverlapOptions:
     """Own flag. Memory of a rank that --overlap-recompute-auto plans for, in GiB; on a GPU, when not given, nine tenths
     of the device's."""
 
+    overlap_recompute_auto_plan: str | None = None
+    """Own flag. With --overlap-recompute-auto: file in which the run keeps its plan, with the better split of the
+    layers over stages if it found one. A start that finds the file takes that split and follows the plan, and measures
+    nothing unless --overlap-recompute-replan-interval says so."""
+
     overlap_recompute_replan_interval: PositiveInt | None = None
     """Own flag. With --overlap-recompute-auto: iterations of a plan until the run is measured anew and planned for
     again, without a restart; never when not given."""
