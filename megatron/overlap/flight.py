@@ -1,4 +1,4 @@
-"""The flight recorder: when a step fails, the last marks of the rank become a trace (docs/faults.md)."""
+"""The flight recorder: when a step fails, or never ends, the last marks of the rank become a trace (docs/faults.md)."""
 
 import datetime
 import json
@@ -30,27 +30,47 @@ _MOST_CHARACTERS = 500
 class FlightRecorder:
     """Writes the file on a thread of its own, so that a disk that hangs does not hold the error back."""
 
-    __slots__ = ("path", "_settings", "_marks")
+    __slots__ = ("path", "_settings", "_marks", "_one_at_a_time", "_is_left", "_is_final")
 
     def __init__(self, settings: OverlapSettings, marks: StepMarks) -> None:
         self._settings, self._marks = settings, marks
         folder = settings.flight_folder if settings.trace_folder is None else settings.trace_folder
         self.path = None if folder is None else folder / f"flight-rank-{settings.rank:05d}.json"
         """None where the run writes no files."""
+        self._one_at_a_time = threading.Lock()
+        self._is_left = self._is_final = False
+
+    def write_once(self, why: str) -> None:
+        """Leave the last marks as `write` does, unless that was done: for a thread that ends a stuck process."""
+        if self._one_at_a_time.acquire(timeout=MOST_S):
+            try:
+                self._is_final = True
+                if not self._is_left:
+                    self._write(why)
+            finally:
+                self._one_at_a_time.release()
 
     def write(self, error: BaseException) -> np.ndarray | None:
-        """Leave the last marks in the file; returns at the latest after `MOST_S`, and raises nothing.
+        """Leave the last marks in the file; returns soon after `MOST_S` at the latest, and raises nothing.
 
         Args:
             error: what ended the step; its text goes into the file.
 
         Returns:
-            All marks since the ring was drained last, or None if nobody asked it.
+            All marks since the ring was drained last, or None if nobody asked it, or if `write_once` was before.
         """
+        if not self._one_at_a_time.acquire(timeout=MOST_S):
+            return None
+        try:
+            return None if self._is_final else self._write(_words(error))
+        finally:
+            self._one_at_a_time.release()
+
+    def _write(self, why: str) -> np.ndarray | None:
         if self.path is None:
             return None
+        self._is_left = True
         drained: list[np.ndarray] = []
-        why = _words(error)
         thread = threading.Thread(
             target=self._run, args=(self.path, why, drained), name="overlap-recompute-flight", daemon=True
         )

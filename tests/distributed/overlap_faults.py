@@ -58,15 +58,15 @@ def fail_in_backward() -> None:
     OverlapSession.__init__ = opening  # type: ignore[method-assign]
 
 
-def die_in_the_fifth_window() -> None:
-    """On one rank, the process is killed while it recomputes and a collective is in flight."""
+def end_in_the_fifth_window(by: signal.Signals) -> None:
+    """On one rank, the process is killed or stopped while it recomputes and a collective is in flight."""
     stock, filled = RecomputeQueue.fill, []
 
     def fill(queue: RecomputeQueue, *args: Any, **options: Any) -> Fill:
         found = stock(queue, *args, **options)
         filled.append(found.units)
         if found.units and len(filled) >= 5:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         return found
 
     RecomputeQueue.fill = fill  # type: ignore[method-assign]
@@ -85,7 +85,9 @@ if __name__ == "__main__":
         elif mode == "backward":
             fail_in_backward()
         elif mode == "death":
-            die_in_the_fifth_window()
+            end_in_the_fifth_window(signal.SIGKILL)
+        elif mode == "silence":
+            end_in_the_fifth_window(signal.SIGSTOP)
         else:
             argv = give_one_rank_other_flags(argv)
     status = main(argv)

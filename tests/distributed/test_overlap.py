@@ -11,12 +11,13 @@ import pytest
 
 from megatron.overlap.flight import FLIGHT_EVENT
 from megatron.overlap.trace_files import merge_traces
+from megatron.pretrain.distributed.verdict import ExitCode
 from overlap_recompute.cli.main import main
 from overlap_recompute.plan.digest import plan_digest
 from overlap_recompute.plan.validation import read_plan
 from overlap_recompute.report import read_traces
 from tests.distributed.conftest import ROOT, Corpus, losses, read_metrics, report, trainer
-from tests.distributed.launch import RankResult, run_ranks
+from tests.distributed.launch import RankProcesses, RankResult, run_ranks
 from tests.distributed.test_parity import GPT
 
 Train = Callable[..., list[float]]
@@ -133,9 +134,26 @@ def test_a_fault_ends_every_rank_and_names_its_place(mode: str, tmp_path: pathli
     left_behind(mode, tmp_path / "run", results)
 
 
+def test_a_rank_whose_collective_never_returns_leaves_its_last_marks(tmp_path: pathlib.Path, corpus: Corpus) -> None:
+    """Its peer is stopped in a window: no error comes back, and the watch ends the process past its main thread."""
+    command = [sys.executable, "-m", "tests.distributed.overlap_faults", "silence", "--distributed-backend", "gloo"]
+    where = ["--metrics-file", str(tmp_path / "run" / "metrics.jsonl"), "--liveness-timeout-s", "3"]
+    with RankProcesses([*command, *corpus.flags, *GPT, *TP2, "--overlap-recompute", *where], 2) as ranks:
+        status = ranks.processes[0].wait(timeout=90)
+        result = RankResult(rank=0, returncode=status, output=ranks.output(0))
+    assert status == ExitCode.PEER_LOST, report([result])
+    assert "stopped because rank 1" in result.output and "Traceback" not in result.output, report([result])
+    left_behind("silence", tmp_path / "run", [result])
+    events = json.loads((tmp_path / "run" / "flight-rank-00000.json").read_text())
+    (said,) = (event["args"]["error"] for event in events if event["name"] == FLIGHT_EVENT)
+    assert re.search(r"stopped because rank 1 .* fell silent.*\(this rank was at \w+\.py:\d+ in \w+\)", said), said
+    unfinished = {event["name"] for event in events if event.get("args", {}).get("unfinished")}
+    assert unfinished & {"tp_forward", "tp_backward"}, unfinished
+
+
 def left_behind(mode: str, folder: pathlib.Path, results: list[RankResult]) -> None:
     """The last marks of each rank whose step failed, named once in its own log; a killed rank leaves none."""
-    leaving = {"replay": (0, 1), "backward": (0, 1), "death": (0,), "flags": ()}[mode]
+    leaving = {"replay": (0, 1), "backward": (0, 1), "death": (0,), "silence": (0,), "flags": ()}[mode]
     files = {rank: folder / f"flight-rank-{rank:05d}.json" for rank in leaving}
     assert sorted(folder.glob("flight-*")) == sorted(files.values()), report(results)
     for rank, path in files.items():

@@ -50,6 +50,10 @@ class Next(Protocol):
         """Around all passes of a step."""
         ...
 
+    def leave_last_marks(self, why: str) -> None:
+        """The process is ended because its main thread is stuck."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuringPlan:
@@ -158,6 +162,11 @@ class MeasuredStart:
         self._next = self._stack.enter_context(self._plan.follow(profile))
         self.figures.drift = Drift(profile)
         self._step = self._run if self._next is None or self._run is None else self._next.forward_step(self._run)
+
+    def leave_last_marks(self, why: str) -> None:
+        """What has taken over leaves its marks; before that there are none to leave."""
+        if self._next is not None:
+            self._next.leave_last_marks(why)
 
     def close(self) -> None:
         """Take everything back."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -108,6 +108,12 @@ class Cluster:
     def quiet(self) -> Iterator[None]:
         """Within, this rank may hold Python's interpreter lock longer than --liveness-timeout-s (building an index)."""
         with self._watch.quiet() if self._watch else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def before_leaving(self, act: Callable[[str], object]) -> Iterator[None]:
+        """Within, `act` is done if the watch has to end this process, and is told why; see `LastActs`."""
+        with self._watch.last_acts.added(act) if self._watch else contextlib.nullcontext():
             yield
 
     def close(self) -> None:

@@ -1,14 +1,17 @@
 """The last lines of a rank, written so that a stuck main thread cannot hold them back, and the end of its process."""
 
+import contextlib
 import faulthandler
 import os
 import re
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 FLUSH_S = 2.0
+ACTS_S = 1.0
 
 
 def program_name() -> str:
@@ -47,6 +50,37 @@ def whereabouts(thread: threading.Thread) -> str:
 
 def _is_installed(path: str) -> bool:
     return "site-packages" in path or path.startswith(("<", os.path.dirname(os.__file__) + os.sep))
+
+
+class LastActs:
+    """What others want done before this process is ended while its main thread is stuck.
+
+    It is done on a thread of its own and takes `ACTS_S` at most: whatever hangs or raises there holds nothing up.
+    """
+
+    def __init__(self) -> None:
+        self._acts: list[Callable[[str], object]] = []
+
+    @contextlib.contextmanager
+    def added(self, act: Callable[[str], object]) -> Iterator[None]:
+        """Within, `act` is one of them; it is told why the process ends."""
+        self._acts.append(act)
+        try:
+            yield
+        finally:
+            self._acts.remove(act)
+
+    def run(self, why: str) -> None:
+        """Do them, in the order in which they were added."""
+        thread = threading.Thread(target=self._run, args=(why,), name="last-acts", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started any more
+            thread.start()
+            thread.join(ACTS_S)
+
+    def _run(self, why: str) -> None:
+        for act in tuple(self._acts):
+            with contextlib.suppress(Exception):  # the process ends, and has said why
+                act(why)
 
 
 def leave(code: int) -> NoReturn:

@@ -9,7 +9,7 @@ blocked collective nor a long checkpoint stops it.
    The hub answers each beat, so the ranks find the same of rank 0.
 4. On a verdict the rank says so at once, since a launcher may end it any moment. Its main thread then has `GRACE_S` to
    come out of its collective with an exception and leave in order (`report` hands over to it); else the watch thread
-   ends the process, because a wait in C++ cannot be interrupted.
+   does the `last_acts` and ends the process, because a wait in C++ cannot be interrupted.
 5. The only false alarm left is code that holds Python's interpreter lock for longer than `timeout_s`; `quiet` announces
    it.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 from megatron.pretrain.distributed.hub import Hub
 from megatron.pretrain.distributed.judge import DIED_DETAIL, OwnGaps, silent_detail
-from megatron.pretrain.distributed.last_words import leave, say, whereabouts
+from megatron.pretrain.distributed.last_words import LastActs, leave, say, whereabouts
 from megatron.pretrain.distributed.verdict import Cause, ExitCode, PeerFailure, Verdict
 from megatron.pretrain.distributed.wire import LineBuffer, WireError, encode, notice_lost_hosts, shorten
 from overlap_recompute.plan.errors import ClusterError
@@ -73,6 +73,7 @@ class LivenessWatch:
         self._connection, self._timeout_s, self._hub_place, self._hub = connection, timeout_s, hub_place, hub
         self._beat_s = timeout_s / BEATS_PER_TIMEOUT
         self._end_process = end_process
+        self.last_acts = LastActs()
         self._main = threading.current_thread()
         self._send_lock, self._tell_lock, self._told = threading.Lock(), threading.Lock(), False
         self._verdict: Verdict | None = None
@@ -224,10 +225,13 @@ class LivenessWatch:
     def _stop(self, verdict: Verdict) -> None:
         try:
             own_words = verdict.rank == self.rank and self._handed_over.is_set()
+            place = f" (this rank was at {whereabouts(self._main)})"
             if not own_words:
-                self.tell(verdict, f" (this rank was at {whereabouts(self._main)})")
+                self.tell(verdict, place)
             if self._handed_over.wait(GRACE_S):
                 time.sleep(LAST_RESORT_S)
+            else:
+                self.last_acts.run(stop_sentence(self.rank, verdict) + place)
         finally:
             self._end_process(exit_code_of(verdict))
 

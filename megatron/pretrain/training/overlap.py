@@ -73,6 +73,10 @@ class Overlap(Protocol):
         """Between iterations, outside of their time; collective."""
         ...
 
+    def leave_last_marks(self, why: str) -> None:
+        """The process is ended because its main thread is stuck; on another thread than that."""
+        ...
+
 
 def open_overlap(
     config: PretrainConfig,

@@ -86,6 +86,8 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
         left = config.train_iters - state.progress.iteration
         recompute = open_recompute(config, state.model, device, facts=facts, base_bytes=base_bytes, iterations=left)
         overlap = stack.enter_context(recompute)
+        if overlap is not None:
+            stack.enter_context(cluster.before_leaving(overlap.leave_last_marks))
         waits = overlap.pipeline_waits if overlap is not None else None
         pipeline = stack.enter_context(open_pipeline(config, device, waits))
         trainer = _trainer(config, state, splits, shape, run_log, checkpoints, stop, overlap, pipeline, device)

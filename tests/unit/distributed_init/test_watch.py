@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from megatron.pretrain.distributed import hub, liveness
+from megatron.pretrain.distributed import hub, last_words, liveness
 from megatron.pretrain.distributed.hub import Hub
 from megatron.pretrain.distributed.liveness import HubAddress, LivenessWatch, join
 from megatron.pretrain.distributed.verdict import Cause, ExitCode, PeerFailure, Verdict
@@ -94,6 +94,42 @@ def test_a_lost_connection_stops_the_others_and_names_the_rank(
     assert "rank 0: stopped because rank 2 (host n2) died" in printed
     assert "rank 1: stopped because rank 2 (host n2) died" in printed
     assert "was at test_watch.py" in printed
+
+
+def test_last_acts_are_done_when_the_main_thread_is_stuck(ring: Callable[..., Ring]) -> None:
+    three, said = ring(), []
+    with three.watches[1].last_acts.added(lambda why: said.append("too late, taken back")):
+        pass
+
+    def fail(why: str) -> None:
+        raise RuntimeError("a disk that is full")
+
+    with three.watches[0].last_acts.added(fail), three.watches[0].last_acts.added(said.append):
+        three.break_connection(2)
+        wait_for(lambda: {0, 1} <= three.ended.keys())
+    (why,) = said
+    assert why.startswith("stopped because rank 2 (host n2) died") and "(this rank was at test_watch.py:" in why
+
+
+def test_a_last_act_that_hangs_does_not_hold_the_end_up(
+    ring: Callable[..., Ring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_words, "ACTS_S", 0.05)
+    three, hung, released = ring(), threading.Event(), threading.Event()
+    with three.watches[0].last_acts.added(lambda why: (hung.set(), released.wait(WAIT_S))):
+        begin_s = time.monotonic()
+        three.break_connection(2)
+        wait_for(lambda: 0 in three.ended)
+        assert hung.is_set() and time.monotonic() - begin_s < WAIT_S / 2
+        released.set()
+
+
+def test_last_acts_are_left_to_a_main_thread_that_ends_by_itself(ring: Callable[..., Ring]) -> None:
+    three, said = ring(), []
+    with three.watches[0].last_acts.added(said.append):
+        three.watches[0].report("a bad day")
+        wait_for(lambda: {0, 1, 2} <= three.ended.keys())
+    assert not said
 
 
 def test_the_loss_of_the_hub_names_rank_0(ring: Callable[..., Ring]) -> None:

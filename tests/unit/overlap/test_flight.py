@@ -228,6 +228,38 @@ def test_a_disk_that_hangs_does_not_hold_the_error_back(
             thread.join(5)
 
 
+def test_a_stuck_step_leaves_what_had_begun(rank: None, tmp_path: pathlib.Path) -> None:
+    """As the watch does it: on another thread, while the step goes on."""
+    chunks = model_of()
+    with session_of(chunks, settings_of(POLICY, flight_folder=tmp_path)) as session:
+
+        def stuck(gradient: object) -> None:
+            watch = threading.Thread(target=session.leave_last_marks, args=("stopped because rank 1 fell silent",))
+            watch.start()
+            watch.join(10)
+
+        layers_of(chunks)[1].self_attention.linear_proj.weight.register_hook(stuck)
+        forward_backward(session, chunks[0])
+        failing_of_the_main_thread = session._flight.write(RuntimeError("came back too late"))
+    assert failing_of_the_main_thread is None, "the file of the watch stays"
+    events = json.loads((tmp_path / "flight-rank-00000.json").read_text())
+    assert about(events, FLIGHT_EVENT)[0]["error"] == "stopped because rank 1 fell silent"
+    assert [event["name"] for event in spans(events) if event["args"].get("unfinished")] == ["0B0"]
+
+
+def test_a_failure_is_not_replaced_when_the_process_is_ended(
+    rank: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, path = model_of(), tmp_path / "flight-rank-00000.json"
+    with session_of(chunks, settings_of(POLICY, flight_folder=tmp_path)) as session:
+        fails_in_replay(session, layers_of(chunks)[1].mlp.linear_fc1, monkeypatch)
+        with pytest.raises(ReplayError, match="a bad day"):
+            failing_step(session, chunks)
+        before = path.read_bytes()
+        session.leave_last_marks("stopped because rank 1 fell silent")
+    assert path.read_bytes() == before and b"a bad day" in before
+
+
 def test_where_a_run_leaves_it(tmp_path: pathlib.Path) -> None:
     save, metrics, board = (
         f"--save {tmp_path}/s",
