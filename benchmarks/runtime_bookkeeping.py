@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from overlap_recompute.ops import event_ring
+from overlap_recompute.ops import build_info, event_ring
 from overlap_recompute.runtime import Policy, ReplayMarks, Runtime
 
 UNITS = 32
@@ -120,8 +120,8 @@ def table(rounds: int) -> list[str]:
 
 def commit() -> str:
     """The commit of the working tree, if there is one, and whether the runtime differs from it."""
-    runtime = str(TABLE.parents[1] / "overlap_recompute" / "runtime")
-    commands = ["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", runtime]
+    sources = [str(TABLE.parents[1] / name) for name in ("overlap_recompute/runtime", "overlap_recompute/ops", "csrc")]
+    commands = ["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--", *sources]
     try:
         found, changes = (
             subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=TABLE.parent)
@@ -136,6 +136,7 @@ def commit() -> str:
 
 def page(lines: list[str]) -> str:
     """The table with what a reader must know about it."""
+    extension = "with" if build_info().extension else "without"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, CPU ({platform.machine()})"
     return "\n".join(
         [
@@ -146,6 +147,7 @@ def page(lines: list[str]) -> str:
             "",
             f"- commit {commit()}, {datetime.date.today()}, {versions}, one thread",
             "- `python benchmarks/runtime_bookkeeping.py --write`: medians of processor time, arms interleaved",
+            f"- {extension} the compiled extension, which does the usual case of what happens for every tensor",
             f"- {UNITS} units in a row on tensors of eight numbers; every unit is dropped, none keeps anything",
             "- a replay's own compute is taken to be one plain forward pass of the unit",
             "",

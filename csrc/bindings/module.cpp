@@ -11,6 +11,9 @@ const char* build_record();
 void bind_kernels(py::module_& module);
 void bind_trace(py::module_& module);
 void bind_lane(py::module_& module);
+void bind_comparisons(py::module_& module);
+void bind_bookkeeping(py::module_& module);
+void bind_outputs(py::module_& module);
 
 namespace {
 
@@ -24,7 +27,7 @@ void raise_pending_signal() {
 
 PYBIND11_MODULE(_extension, module) {
   using namespace overlap_recompute;
-  module.doc() = "Lane, event ring, emulated link and replay kernels; see docs/extension.md.";
+  module.doc() = "Lane, event ring, emulated link, replay kernels and bookkeeping; see docs/extension.md.";
   module.attr("BUILD_RECORD") = build_record();
   module.def("cuda_device_count", &cuda_device_count,
              "CUDA devices that this build can use; 0 without CUDA, a driver or a device.");
@@ -32,4 +35,7 @@ PYBIND11_MODULE(_extension, module) {
   bind_kernels(module);
   bind_trace(module);
   bind_lane(module);
+  bind_comparisons(module);
+  bind_bookkeeping(module);
+  bind_outputs(module);
 }

@@ -53,11 +53,15 @@ class BuildInfo:
 
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("overlap_recompute.ops._extension"), ""
+        found = importlib.import_module("overlap_recompute.ops._extension")
     except ImportError as error:
         return None, str(error)
+    missing = [name for name in NEWEST if not hasattr(found, name)]
+    return (None, f"it is of older sources, without {', '.join(missing)}: build it anew") if missing else (found, "")
 
 
+NEWEST = ("bookkeeping_layout", "fill_output", "same_memory")
+"""What an extension that was left from an earlier version of this package does not have."""
 # None without the extension.
 extension, _import_error = _load()
 # Whether CUDA tensors can go to the extension: a fact of the build, not of this machine.

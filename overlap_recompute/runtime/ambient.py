@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from overlap_recompute.ops.comparisons import same_attributes
+
 AutocastState = tuple[tuple[str, bool, torch.dtype], ...]
 
 
@@ -64,7 +66,12 @@ class Ambient:
     def enter(self, wanted: Surroundings, modules: tuple[nn.Module, ...]) -> "ExitStack | None":
         """Put it in force; returns what undoes it, None when nothing had to be done."""
         present = self.autocast()
-        if present is None and wanted.autocast is None and not self._providers and _trains_as(modules, wanted.training):
+        if (
+            present is None
+            and wanted.autocast is None
+            and not self._providers
+            and same_attributes(modules, "training", wanted.training)
+        ):
             return None
         flags = tuple([module.training for module in modules])
         contexts = [(p, c) for p, c in zip(self._providers, wanted.contexts, strict=True) if c is not None]
@@ -92,28 +99,14 @@ def _is_as(last: Surroundings, modules: tuple[nn.Module, ...], parameters: tuple
     """Whether nothing has changed; False under autocast, where more has to be looked at."""
     if last.autocast is not None or torch._C._is_any_autocast_enabled():
         return False
-    for parameter, version in zip(parameters, last.versions):  # noqa: B905 - on the hot path; they are alike
-        if parameter._version != version:
-            return False
-    for module, flag in zip(modules, last.training):  # noqa: B905, SIM110 - on the hot path; they are alike
-        if module.training is not flag:
-            return False
-    return True
+    return same_attributes(parameters, "_version", last.versions) and same_attributes(
+        modules, "training", last.training
+    )
 
 
 def are_at(parameters: tuple[nn.Parameter, ...], versions: tuple[int, ...]) -> bool:
     """Whether the parameters have these in-place versions."""
-    for parameter, version in zip(parameters, versions):  # noqa: B905, SIM110 - on the hot path; they are alike
-        if parameter._version != version:
-            return False
-    return True
-
-
-def _trains_as(modules: tuple[nn.Module, ...], flags: tuple[bool, ...]) -> bool:
-    for module, flag in zip(modules, flags):  # noqa: B905, SIM110 - on the hot path; they are alike
-        if module.training is not flag:
-            return False
-    return True
+    return same_attributes(parameters, "_version", versions)
 
 
 def _set_autocast(state: AutocastState, cache: bool) -> None:

@@ -136,12 +136,13 @@ class UnitCall:
         """The last handle of an entry died; with the last entry on a storage goes the storage."""
         del self.entries[entry.position]
         account = entry.account or entry
-        account.sharers -= 1
-        if account.sharers:
+        account.sharers = sharers = account.sharers - 1
+        if sharers:
             return
         self.state.ledger.let_go(account)
-        if not self.tally.closed:
-            self.tally.dropped_bytes -= account.nbytes
+        tally = self.tally
+        if not tally.closed:
+            tally.dropped_bytes -= account.nbytes
 
     def fill(self, entry: Entry, tensor: Tensor, hidden: bool) -> None:
         """A replay hands over the tensor of an entry."""

@@ -67,8 +67,8 @@ class Handle:
 
     def __del__(self) -> None:
         entry = self.entry
-        entry.readers -= 1
-        if not entry.readers:
+        entry.readers = readers = entry.readers - 1
+        if not readers:
             self.call.release(entry)
 
     def is_pending(self) -> bool:
@@ -120,12 +120,13 @@ class Handle:
 class OutputRef(weakref.ref[torch.UntypedStorage]):
     """Says that a living storage is the output of a dropped call: weak reference and address together identify it."""
 
-    __slots__ = ("key", "table", "call", "index", "version", "view", "dtype", "nbytes", "account")
+    __slots__ = ("key", "table", "call", "position", "version", "view", "dtype", "nbytes", "account")
 
     key: int
     table: "dict[int, OutputRef]"
     call: "UnitCall"
-    index: int
+    position: int
+    """Of its entry: `~index`."""
     version: int
     view: View
     dtype: torch.dtype
@@ -138,7 +139,7 @@ class OutputRef(weakref.ref[torch.UntypedStorage]):
 
         That is so after an in-place operation, for another dtype, and when the call has been replayed already.
         """
-        call, position, dtype = self.call, ~self.index, self.dtype
+        call, position, dtype = self.call, self.position, self.dtype
         if tensor._version != self.version or not call.is_dropped() or tensor.dtype is not dtype:
             return None
         if dtype.is_complex and tensor.is_conj():

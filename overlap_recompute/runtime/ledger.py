@@ -75,7 +75,8 @@ class Ledger:
 
     def let_go(self, account: Entry) -> None:
         """Nobody refers to the storage any more."""
-        self.use(account)
+        if account.prefetched:
+            self.use(account)
         if account.present:
             self.recomputed_bytes -= account.nbytes
         else:

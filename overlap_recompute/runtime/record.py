@@ -11,6 +11,7 @@ from overlap_recompute.runtime.ambient import Ambient
 from overlap_recompute.runtime.calls import DROPPED, Microbatch, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle, OutputRef, forget_output
+from overlap_recompute.runtime.hot_paths import handle_of_output, remember_output
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.rng import RngKeeper, RngStates
 from overlap_recompute.runtime.state import RuntimeState
@@ -25,10 +26,12 @@ Known = dict[int, Kept | Handle]
 class Recorder:
     """Packs saved tensors, and runs dropped units so that they can be run again."""
 
-    __slots__ = ("state", "_rng", "_ambient")
+    __slots__ = ("state", "_rng", "_ambient", "_remember", "_handle_of")
 
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient) -> None:
         self.state, self._rng, self._ambient = state, rng, ambient
+        self._remember = remember_output(state, self._register)
+        self._handle_of = handle_of_output(state)
 
     def pack(self, tensor: Tensor) -> Handle | Kept:
         """Pack hook of the forward pass: a handle where the tensor can be recomputed, the tensor where it is kept."""
@@ -52,7 +55,7 @@ class Recorder:
         key: int = storage._cdata
         output = state.outputs.get(key)
         if output is not None and output() is storage:
-            handle = output.handle(tensor, False)
+            handle = self._handle_of(output, tensor, False)
             if handle is not None:
                 return handle
         static = state.static.get(key)
@@ -109,7 +112,7 @@ class Recorder:
         try:
             output = forward(*args, **kwargs)
             self._check(call, watched, buffers)
-            self._register(call, output)
+            self._remember(call, output)
         finally:
             state.running, state.argument, state.layer = None, None, outer
             state.seen.clear()
@@ -181,9 +184,10 @@ class Recorder:
         if storage is not None:
             key: int = storage._cdata
             output = state.outputs.get(key)
-            handle = output.handle(tensor, tensor.requires_grad) if output is not None and output() is storage else None
-            if handle is not None:
-                return handle
+            if output is not None and output() is storage:
+                handle = self._handle_of(output, tensor, tensor.requires_grad)
+                if handle is not None:
+                    return handle
             if type(tensor) is nn.Parameter:
                 return Kept(tensor, version, None)
             if not state.is_static(storage, key):
@@ -227,8 +231,11 @@ class Recorder:
         if state.verify:
             call.references = {i: t.detach().clone() for i, t in enumerate(tensors)}
         for index, tensor in enumerate(tensors):
-            storage = storage_of(tensor)
-            if storage is None or tensor.is_inference() or type(tensor) is not Tensor:
+            if type(tensor) is not Tensor:
+                continue
+            try:
+                version, storage = tensor._version, tensor.untyped_storage()
+            except RuntimeError:  # made in inference mode, or of a layout that has none
                 continue
             key: int = storage._cdata
             known, kept, static = state.outputs.get(key), state.kept.get(key), state.static.get(key)
@@ -239,8 +246,8 @@ class Recorder:
             ):
                 continue
             ref = OutputRef(storage, forget_output)
-            ref.key, ref.table, ref.call, ref.index = key, state.outputs, call, index
-            ref.version, ref.nbytes, ref.dtype = tensor._version, storage.nbytes(), tensor.dtype
+            ref.key, ref.table, ref.call, ref.position = key, state.outputs, call, ~index
+            ref.version, ref.nbytes, ref.dtype = version, storage.nbytes(), tensor.dtype
             ref.view = (tensor.size(), tensor.stride(), tensor.storage_offset())
             seen = state.seen.get(key)
             ref.account = seen if seen is not None and seen.storage() is storage else None

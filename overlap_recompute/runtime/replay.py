@@ -13,6 +13,7 @@ from overlap_recompute.runtime.ambient import Ambient, are_at
 from overlap_recompute.runtime.calls import DROPPED, Phase, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, ReplayError, UnitError, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle
+from overlap_recompute.runtime.hot_paths import capture_hook, fill_output
 from overlap_recompute.runtime.journal import Kind
 from overlap_recompute.runtime.lanes import Lane
 from overlap_recompute.runtime.marks import BEGIN, END, FAILED
@@ -33,17 +34,15 @@ REPLAYING, PRESENT = Phase.REPLAYING, Phase.PRESENT
 class Replayer:
     """Materializes calls, on demand or early."""
 
-    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_pack", "_unpack", "_call", "_position", "_hidden")
+    __slots__ = ("lane", "_state", "_rng", "_ambient", "_lock", "_pack", "_unpack", "_fill_output")
 
     def __init__(self, state: RuntimeState, rng: RngKeeper, ambient: Ambient, lane: Lane) -> None:
         self.lane = lane
         self._state, self._rng, self._ambient = state, rng, ambient
         # Backward of CPU and of CUDA nodes runs on different threads; both may ask for the same call.
         self._lock = threading.RLock()
-        self._pack, self._unpack = self._capture, self._refuse_backward
-        self._call: UnitCall | None = None
-        self._position = 0
-        self._hidden = False
+        self._pack, self._unpack = capture_hook(state, self._capture), self._refuse_backward
+        self._fill_output = fill_output(state, _fill_output)
 
     def demand(self, call: UnitCall) -> None:
         """Backward waits for a call.
@@ -141,7 +140,7 @@ class Replayer:
             args, kwargs = self._arguments(call, hidden)
             surroundings = self._ambient.enter(call.ambient, call.unit.modules)
             rng = self._rng.enter(call.rng) if call.rng is not None else None
-            self._call, self._position, self._hidden = call, 0, hidden
+            state.captured = 0
             grad = torch.is_grad_enabled()
             _push_hooks(self._pack, self._unpack)
             _set_grad(True)
@@ -150,11 +149,10 @@ class Replayer:
             finally:
                 _pop_hooks()
                 _set_grad(grad)
-            self._finish(call, output, hidden)
+            self._finish(call, output)
         finally:
             if rng is not None:
                 self._rng.leave(rng)
-            self._call = None
             if surroundings is not None:
                 surroundings.close()
             state.microbatch, state.running, state.layer, state.replaying = outside
@@ -167,9 +165,11 @@ class Replayer:
         try:
             if call.nested is not None:
                 return replace((call.args, call.kwargs or {}), _is_argument, partial(_resolve, hidden, known))
-            args = [_resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for a in call.args]
             if not call.kwargs:
-                return args, {}
+                if len(call.args) == 1 and isinstance(call.args[0], ARGUMENTS):
+                    return [call.args[0].resolve(hidden)], {}
+                return [_resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for a in call.args], {}
+            args = [_resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for a in call.args]
             items = call.kwargs.items()
             return args, {k: _resolve(hidden, known, a) if isinstance(a, ARGUMENTS) else a for k, a in items}
         except InPlaceError as error:
@@ -179,40 +179,40 @@ class Replayer:
 
     def _capture(self, tensor: Tensor) -> None:
         """Pack hook of replays: the n-th saved tensor belongs to the n-th one of the forward pass."""
-        call, position = self._call, self._position
+        call, position = self._state.replaying, self._state.captured
         assert call is not None, "the hooks are in force only while a call is replayed"
-        self._position = position + 1
+        self._state.captured = position + 1
         entry = call.entries.get(position)
         if entry is None:
             return
         if tensor.dtype is not entry.dtype or tensor.numel() != entry.numel:
             forward, replay = f"{entry.numel} of {entry.dtype}", f"{tensor.numel()} of {tensor.dtype}"
             raise _differs(call, f"number of elements of saved tensor {position}", forward, replay)
-        call.fill(entry, tensor, self._hidden)
+        call.fill(entry, tensor, call.hidden)
 
     def _refuse_backward(self, packed: Any) -> Tensor:
-        raise _inside(self._call)
+        raise _inside(self._state.replaying)
 
-    def _finish(self, call: UnitCall, output: Any, hidden: bool) -> None:
-        if self._position != call.saved_count:
-            raise _differs(call, "number of saved tensors", call.saved_count, self._position)
-        tensors = tensors_in(output)
+    def _finish(self, call: UnitCall, output: Any) -> None:
+        if self._state.captured != call.saved_count:
+            raise _differs(call, "number of saved tensors", call.saved_count, self._state.captured)
+        tensors = [output] if type(output) is Tensor else tensors_in(output)
         if len(tensors) != call.output_count:
             raise _differs(call, "number of outputs", call.output_count, len(tensors))
         for position, entry in call.entries.items():
             if position < 0:
-                _fill_output(call, ~position, entry, tensors[~position], hidden)
+                self._fill_output(call, entry, tensors[~position])
         if self._state.verify:
             check_replay(call, tensors)
 
 
-def _fill_output(call: UnitCall, index: int, entry: Entry, tensor: Tensor, hidden: bool) -> None:
+def _fill_output(call: UnitCall, entry: Entry, tensor: Tensor) -> None:
     view = (tensor.size(), tensor.stride(), tensor.storage_offset())
     nbytes = tensor.untyped_storage().nbytes()
     if view != entry.view or nbytes != entry.nbytes or tensor.dtype is not entry.dtype:
         forward, replay = (entry.view, entry.dtype, entry.nbytes), (view, tensor.dtype, nbytes)
-        raise _differs(call, f"geometry of output {index}", forward, replay)
-    call.fill(entry, tensor, hidden)
+        raise _differs(call, f"geometry of output {~entry.position}", forward, replay)
+    call.fill(entry, tensor, call.hidden)
 
 
 def _is_argument(value: Any) -> bool:

@@ -1,14 +1,13 @@
 """Random numbers of replays: the same as in the forward pass, and no trace left behind (docs/runtime.md, R6)."""
 
-import ctypes
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 
+from overlap_recompute.ops.comparisons import same_memory
+
 CPU_STATE_BYTES = torch.default_generator.get_state().numel()
-_compare_memory = ctypes.PyDLL(None).memcmp
-_compare_memory.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class RngProvider(Protocol):
@@ -44,7 +43,7 @@ class CpuRng:
 
     def same(self, first: torch.Tensor, second: torch.Tensor) -> bool:
         """Whether nothing was drawn. A state has 5 kB, and `torch.equal` compares it byte by byte in 4 us."""
-        return not _compare_memory(first.data_ptr(), second.data_ptr(), CPU_STATE_BYTES)
+        return same_memory(first.data_ptr(), second.data_ptr(), CPU_STATE_BYTES)
 
 
 class CudaRng:
@@ -104,6 +103,9 @@ class RngKeeper:
     def changed(self, before: RngStates, now: RngStates) -> RngStates | None:
         """The part of `before` that differs from `now`; None when nothing was drawn in between."""
         # Sources are only ever added, at the end: the two lists agree as far as the shorter one goes.
+        if len(before) == 1:
+            provider, state = before[0]
+            return None if provider.same(state, now[0][1]) else before
         found: RngStates | None = None
         for position, drawn in enumerate(before):
             if not drawn[0].same(drawn[1], now[position][1]):

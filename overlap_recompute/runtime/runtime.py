@@ -16,6 +16,7 @@ from overlap_recompute.runtime.ambient import Ambient, ContextProvider
 from overlap_recompute.runtime.attachment import Attachments, find_units
 from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.errors import Place, UnfinishedError
+from overlap_recompute.runtime.hot_paths import pack_hook, take_hook
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.lanes import InlineLane, Lane
 from overlap_recompute.runtime.ledger import Ledger
@@ -82,7 +83,8 @@ class Runtime:
         self._replayer = Replayer(self._state, self._rng, ambient, lane or InlineLane())
         self._state.demand = self._replayer.demand
         self.queue = RecomputeQueue(self._state, self._replayer, prefetch_cap_bytes, backward_order == "lifo")
-        self._hooks = saved_tensors_hooks(self._recorder.pack, operator.methodcaller("take"))
+        pack, take = self._recorder.pack, operator.methodcaller("take")
+        self._hooks = saved_tensors_hooks(pack_hook(self._state, pack), take_hook(self._state, take))
         self._units: dict[tuple[str, int], Unit] = {}
         self._attachments = Attachments()
         self._checked = False

@@ -25,7 +25,7 @@ class RuntimeState:
     __slots__ = (
         "microbatch", "running", "argument", "layer", "replaying", "in_backward", "last_read", "seen", "outputs",
         "kept", "static", "parameters", "ledger", "journal", "marks", "verify", "replay_inner_hooks", "demand",
-        "replays",
+        "replays", "captured",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +40,8 @@ class RuntimeState:
         self.layer = NO_LAYER
         """The layer that runs, for attributing bytes."""
         self.replaying: UnitCall | None = None
+        self.captured = 0
+        """Tensors that its replay has saved so far."""
         self.in_backward: Microbatch | None = None
         """The microbatch whose backward pass used something last."""
         self.last_read: Read | None = None

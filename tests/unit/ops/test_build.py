@@ -101,6 +101,12 @@ def test_the_reason_for_absence_is_told(tmp_path: pathlib.Path, text: str | None
     assert ops.BuildInfo(extension=False, absent_because=told).lines() == (f"extension = absent, because {told}",)
 
 
+@needs_extension
+def test_an_extension_of_older_sources_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "NEWEST", ("same_memory", "of_tomorrow"))
+    assert native._load() == (None, "it is of older sources, without of_tomorrow: build it anew")
+
+
 def test_architectures_that_nvcc_does_not_know_are_left_out(build_module: ModuleType, tmp_path: pathlib.Path) -> None:
     toolchain = sys.modules["toolchain"]
     nvcc = tmp_path / "bin" / "nvcc"

@@ -148,7 +148,7 @@ def test_an_address_that_is_used_again_is_another_storage() -> None:
             assert key not in state.outputs, "an output that died is forgotten at once"
             other = torch.ones(1, 4, requires_grad=True) * 1
             stale = OutputRef(torch.ones(1).untyped_storage())
-            for name in ("key", "table", "call", "index", "version", "view", "dtype", "nbytes", "account"):
+            for name in ("key", "table", "call", "position", "version", "view", "dtype", "nbytes", "account"):
                 setattr(stale, name, getattr(ref, name))
             state.outputs[other.untyped_storage()._cdata] = stale
             loss = (other**2).sum()
