@@ -25,6 +25,7 @@ from overlap_recompute.ops import build_info, event_ring
 from overlap_recompute.runtime import Policy, ReplayMarks, Runtime
 
 UNITS = 32
+LEAST_ROUNDS = 15
 TARGET_US = 25.0
 TABLE = pathlib.Path(__file__).with_suffix(".md")
 
@@ -112,7 +113,7 @@ def table(rounds: int) -> list[str]:
     lines = ["| unit | microbatches | in flight | us per unit call | us per replay |", "|---|---|---|---|---|"]
     for kind in KINDS:
         for load in LOADS:
-            cost = overhead(kind, load, max(5, rounds // load.microbatches))
+            cost = overhead(kind, load, max(LEAST_ROUNDS, rounds // load.microbatches))
             figures = f"{cost.forward_us:.1f} | {cost.backward_us:.1f}"
             lines.append(f"| {kind.name} | {load.microbatches} | {load.in_flight} | {figures} |")
     return lines
