@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from overlap_recompute.plan.errors import UserError
 from overlap_recompute.planner.policies import Floats
 
-OPTIMAL, INFEASIBLE, UNBOUNDED, OTHER = 0, 2, 3, 4
-"""Statuses of `scipy.optimize.milp`."""
+OPTIMAL, OUT_OF_TIME = 0, 1
+"""Statuses of `scipy.optimize.milp`; with others there is no solution."""
 
 
 class SolverError(UserError):

@@ -1,36 +1,60 @@
 """`opt`: the optimum of a stage by mixed-integer programming, with a proven bound; needs SciPy.
 
-HiGHS runs in slices, each four times as long as the one before. Each slice looks only for what is better than the best
-solution known, so the first one starts from what `mix` found; between slices progress is reported. Ctrl-C ends the
-search with the best solution so far: at once where HiGHS runs in a process of its own (`SolverProcess`), else when the
-slice is over.
+HiGHS first solves a relaxation that takes all windows between two deadlines for one (`banks.py`, `patterns.py`). It is
+far smaller, and its optimum is that of the stage or hardly less: it proves the bound, and what it drops and replays is
+put into windows (`spread.py`). What is open then is left to the program with all windows.
+
+HiGHS runs in slices, each six times as long as the one before; what is left of the time limit is not divided into a
+slice and a shorter one. Between slices progress is reported. Ctrl-C ends the search with the best solution so far: at
+once where HiGHS runs in a process of its own (`SolverProcess`), else when the slice is over.
 """
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from overlap_recompute.planner.highs import INFEASIBLE, OPTIMAL, OTHER, UNBOUNDED, Call, Solver, solve_here
-from overlap_recompute.planner.milp import Program, Row, build_program, matrix
+from overlap_recompute.planner.banks import with_banks
+from overlap_recompute.planner.highs import OPTIMAL, OUT_OF_TIME, Answer, Solver, solve_here
+from overlap_recompute.planner.milp import Program, build_program, call_of, fills_of
+from overlap_recompute.planner.milp_columns import choice_of
 from overlap_recompute.planner.packing import Effort
-from overlap_recompute.planner.problem import Fill, StageSolution
+from overlap_recompute.planner.patterns import with_patterns
+from overlap_recompute.planner.policies import Floats
+from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.progress import Progress, Report, gap_of
+from overlap_recompute.planner.spread import Spreader
 from overlap_recompute.planner.workspace import Workspace, assemble, price
 
 GAP = 0.01
-FIRST_SLICE_S = 2.0
-_LONGER = 4
+FIRST_SLICE_S = 1.0
+_LONGER = 6
+_LEAST_S = 0.01
+SHARES = (0.9, 0.1)
+"""Of the gap that is good enough, for HiGHS on the relaxation: the rest is for what is lost when replays are put into
+windows. Where that is more, HiGHS goes on."""
+_EFFORT = Effort(width=8, sums=64, jobs=10)
 _EPSILON = 1e-6
 
 
-class _Slice(NamedTuple):
-    status: int
-    bound_us: float
-    solution: StageSolution | None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """A program to solve, and how values of its variables become a solution of the stage, in so many seconds."""
+
+    program: Program
+    gap: float
+    solution: Callable[[Floats, float], StageSolution | None]
+
+
+class Leftover:
+    """Time that searches of opt have not used, for those that follow."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
 
 def improve(
@@ -58,100 +82,110 @@ def improve(
         SolverError: SciPy is not installed.
         KeyboardInterrupt: there is no solution yet to end the search with.
     """
-    begin_s, slice_s = time.monotonic(), FIRST_SLICE_S
-    bound_us = 0.0 if best is None else best.bound_us
     stop = stop or threading.Event()
+    search = _Search(workspace, best, limit_s=limit_s, gap=gap, report=report, solver=solver)
     try:
-        program = build_program(workspace)
-        while not (stop.is_set() and best is not None):
-            exposed_us = np.inf if best is None else best.exposed_us
-            left_s = limit_s - (time.monotonic() - begin_s)
-            if report is not None:
-                elapsed_s = time.monotonic() - begin_s
-                report(
-                    Progress(
-                        stage=workspace.problem.stage, exposed_us=exposed_us, bound_us=bound_us, elapsed_s=elapsed_s
-                    )
-                )
-            if gap_of(exposed_us, bound_us) <= gap or left_s <= 0:
-                break
-            found = _search(workspace, program, exposed_us, gap, min(slice_s, left_s), solver)
-            slice_s *= _LONGER
-            if found.solution is not None and found.solution.exposed_us < exposed_us:
-                best = found.solution
-            bound_us = max(bound_us, found.bound_us)
-            if found.status in (INFEASIBLE, OPTIMAL):
-                break
+        while not (stop.is_set() and search.best is not None) and not search.is_over():
+            search.slice()
     except KeyboardInterrupt:
-        if best is None or stop.is_set():
+        if search.best is None or stop.is_set():
             raise
         stop.set()
-    return None if best is None else replace(best, bound_us=min(bound_us, best.exposed_us))
+    return search.result()
 
 
-def _search(
-    workspace: Workspace, program: Program, below_us: float, gap: float, limit_s: float, solver: Solver
-) -> _Slice:
-    """One run of HiGHS for something better than `below_us`."""
-    columns = program.columns
-    escape = columns.count
-    limit_us = below_us - max(_EPSILON, below_us * max(_EPSILON, gap / 4)) if np.isfinite(below_us) else np.inf
-    can_escape = np.isfinite(limit_us)
-    rows, sides = matrix(_with_escape(program.rows, escape), escape + 1)
-    equal_rows, equal_sides = matrix(_with_escape(program.equalities, escape), escape + 1)
-    scale_us = max(1.0, float(np.max(np.abs(program.objective))))
-    integral, upper = np.zeros(escape + 1), np.ones(escape + 1)
-    for column in (*columns.dropped.values(), *columns.placed.values(), escape):
-        integral[column] = 1
-    upper[list(columns.overrun.values())] = sum(float(np.sum(workspace.table(i).unit_us)) for i in _layers(workspace))
-    upper[escape] = float(can_escape)
-    answer = solver(
-        Call(
-            objective=np.append(program.objective, limit_us if can_escape else 0.0) / scale_us,
-            rows=rows,
-            sides=sides,
-            equal_rows=equal_rows,
-            equal_sides=equal_sides,
-            upper=upper,
-            integral=integral,
-            limit_s=limit_s,
-            gap=gap / 2,
-        )
-    )
-    bound_us = answer.bound * scale_us if answer.bound is not None and np.isfinite(answer.bound) else 0.0
-    # Beyond the limit the search proves nothing.
-    bound_us = max(0.0, min(bound_us, limit_us))
-    values = answer.values
-    escaped = values is not None and values[escape] > 0.5
-    solution = None if values is None or escaped else _read(workspace, program, values)
-    # All variables have bounds: "infeasible or unbounded" can only mean the former.
-    if values is None and answer.status in (INFEASIBLE, UNBOUNDED, OTHER):
-        return _Slice(INFEASIBLE, limit_us if can_escape else 0.0, None)
-    return _Slice(answer.status, bound_us, solution)
+class _Search:
+    """What is known of a stage, and what to solve next."""
+
+    __slots__ = ("best", "_bound_us", "_workspace", "_begin_s", "_limit_s", "_gap", "_report", "_solver", "_steps",
+                 "_step", "_slice_s")  # fmt: skip
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        best: StageSolution | None,
+        *,
+        limit_s: float,
+        gap: float,
+        report: Report | None,
+        solver: Solver,
+    ) -> None:
+        self.best, self._bound_us, self._workspace = best, 0.0 if best is None else best.bound_us, workspace
+        self._begin_s, self._limit_s, self._gap = time.monotonic(), limit_s, gap
+        self._report, self._solver, self._slice_s = report, solver, FIRST_SLICE_S
+        self._steps = _steps(workspace, solver, gap)
+        self._step: _Step | None = None
+
+    @property
+    def exposed_us(self) -> float:
+        """Of the best solution."""
+        return np.inf if self.best is None else self.best.exposed_us
+
+    @property
+    def left_s(self) -> float:
+        """Of the time limit."""
+        return self._limit_s - (time.monotonic() - self._begin_s)
+
+    def is_over(self) -> bool:
+        """Whether enough is proven, time is up, or nothing is left to solve; tells how far the search is."""
+        if self._report is not None:
+            self._report(
+                Progress(
+                    stage=self._workspace.problem.stage,
+                    exposed_us=self.exposed_us,
+                    bound_us=self._bound_us,
+                    elapsed_s=self._limit_s - self.left_s,
+                )
+            )
+        if gap_of(self.exposed_us, self._bound_us) <= self._gap or self.left_s <= 0:
+            return True
+        self._step = self._step or next(self._steps, None)
+        return self._step is None
+
+    def slice(self) -> None:
+        """One run of HiGHS."""
+        assert self._step is not None
+        program, solution, left_s = self._step.program, self._step.solution, self.left_s
+        limit_s = self._slice_s if 2 * self._slice_s < left_s else left_s
+        answer = self._solver(call_of(program, limit_s=max(limit_s, _LEAST_S), gap=self._step.gap))
+        self._bound_us = max(self._bound_us, _proven_us(answer, program))
+        self._slice_s *= _LONGER
+        if answer.status != OUT_OF_TIME:
+            self._step, self._slice_s = None, FIRST_SLICE_S * _LONGER
+            if answer.status != OPTIMAL and self.best is None:
+                self._steps = iter(())  # what has no solution with banks has none
+        found = None if answer.values is None else solution(answer.values, self.left_s)
+        if found is not None and found.exposed_us < self.exposed_us:
+            self.best = found
+
+    def result(self) -> StageSolution | None:
+        """The best solution, with what is proven of it."""
+        return self.best and replace(self.best, bound_us=min(self._bound_us, self.best.exposed_us))
 
 
-def _with_escape(rows: Iterable[Row], column: int) -> Iterator[Row]:
-    """Rows that all hold when the escape is 1 and all else 0, and are as they were when it is 0.
-
-    The escape costs what a solution must cost less than. The solver thus has a solution from the start, leaves out all
-    that is no better, and always reports a bound; a limit on the objective leaves it without both.
-    """
-    for coefficients, side in rows:
-        yield coefficients | {column: side} if side else coefficients, side
-
-
-def _layers(workspace: Workspace) -> range:
-    return range(len(workspace.problem.layers))
+def _steps(workspace: Workspace, solver: Solver, gap: float) -> Iterator[_Step]:
+    """The relaxation, if there is one, and the program with all windows."""
+    banks = with_banks(workspace)
+    if banks.is_smaller:
+        relaxed = with_patterns(build_program(banks.workspace, banks.most_us), banks, workspace.lengths)
+        spread = Spreader(workspace, banks, relaxed, solver)
+        for share in SHARES if gap else SHARES[:1]:
+            yield _Step(program=relaxed, gap=gap * share, solution=spread)
+    program = build_program(workspace)
+    yield _Step(program=program, gap=gap * SHARES[0], solution=lambda values, _: _read(workspace, program, values))
 
 
-def _read(workspace: Workspace, program: Program, values: Any) -> StageSolution | None:
-    """The better of the program's windows and those of the packing heuristic, for its choice of policies."""
-    columns, layers = program.columns, range(len(workspace.problem.layers))
-    choice = tuple(
-        max(range(len(workspace.table(i).masks)), key=lambda p: values[columns.policy[i, p]]) for i in layers
-    )
-    fills = [Fill(layer=i, unit=u, window=w) for (i, u, w), column in columns.placed.items() if values[column] > 0.5]
-    found = assemble(workspace, choice, fills)
+def _proven_us(answer: Answer, program: Program) -> float:
+    """What no solution is below, in the unit of the objective and less what the solver tolerates."""
+    if answer.bound is None or not np.isfinite(answer.bound):
+        return 0.0
+    return max(0.0, answer.bound * program.scale_us * (1 - _EPSILON))
+
+
+def _read(workspace: Workspace, program: Program, values: Floats) -> StageSolution | None:
+    """The program's solution, or that of the packing heuristic for its choice of policies."""
+    choice = choice_of(workspace, program.columns, values)
+    found = assemble(workspace, choice, fills_of(program, values))
     if found.total_bytes > workspace.problem.budget_bytes:  # the solver's tolerance
-        return price(workspace, choice, Effort(width=8, sums=64, jobs=10))
+        return price(workspace, choice, _EFFORT)
     return found

@@ -175,6 +175,8 @@ def solve_pipeline(pipeline: Pipeline, memory: Memory, search: Search) -> list[l
     slowest_us = max(work_us + found.exposed_us for work_us, (_, found) in zip(work, apart, strict=True))
     pace = pace_of(work, pipeline.transfer_us)
     trip = pace if pace.pace_us > slowest_us else None
+    exposing = sum(found.exposed_us > _LEAST_US for _, found in apart)
+    search = replace(search, limit_s=search.limit_s * len(apart) / max(1, exposing))
     ways = [_solve_with(trip, apart, work, pipeline, memory, search)]
     if scout == planner and trip is not None:
         ways.append(_solve_with(None, apart, work, pipeline, memory, search))

@@ -12,7 +12,7 @@ from overlap_recompute.plan.split import Split
 from overlap_recompute.planner.by_need import suited
 from overlap_recompute.planner.highs import SolverProcess
 from overlap_recompute.planner.infeasible import InfeasibleError, with_advice
-from overlap_recompute.planner.opt import GAP
+from overlap_recompute.planner.opt import GAP, Leftover
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve_pipeline
 from overlap_recompute.planner.progress import Report, gap_of
 from overlap_recompute.planner.seen_waits import searches_of, with_seen_waits
@@ -70,7 +70,7 @@ def make_plan(
         with SolverProcess() as solver:
             search = Search(
                 limit_s=time_limit_s / (len(split) * searches_of(split)), gap=gap, report=progress, solver=solver,
-                stop=stop, moves=moves_of(len(split)) if by_need else 0,
+                stop=stop, moves=moves_of(len(split)) if by_need else 0, leftover=Leftover(),
             )  # fmt: skip
             ways = solve_pipeline(pipeline, memory, search)
             made = partial(_simulated, pipeline, layout, stop)

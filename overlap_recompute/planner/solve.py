@@ -1,6 +1,7 @@
 """One stage problem in, its solution out: the planners by name, and a memory of what was solved already."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from overlap_recompute.planner.heu import solve_heu
 from overlap_recompute.planner.highs import Solver, SolverError, solve_here
 from overlap_recompute.planner.infeasible import SEARCHING, InfeasibleError
 from overlap_recompute.planner.mix import solve_mix
-from overlap_recompute.planner.opt import GAP, improve
+from overlap_recompute.planner.opt import GAP, Leftover, improve
 from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies, priced_working
 from overlap_recompute.planner.problem import StageProblem, StageSolution
@@ -29,7 +30,7 @@ CHECKMATE_S = 1.0
 it starts from what adapipe found."""
 EFFORT = Effort(width=4, sums=24, jobs=6)
 """With which early fills its waits."""
-MOVES, PIPELINE_MOVES = 120_000, 36_000
+MOVES, PIPELINE_MOVES = 140_000, 36_000
 """Of annealing, for a stage that is solved by itself, and for all stages of a pipeline together."""
 
 
@@ -49,6 +50,8 @@ class Search:
     """Of annealing, for a stage on which `mix` leaves something exposed; half as many for `heu`."""
     stop: threading.Event | None = None
     """Set by the first Ctrl-C, and looked at before each search; None: Ctrl-C ends the search of one stage."""
+    leftover: Leftover | None = None
+    """Of the searches before, which this one may use on top of its limit; None: it may not."""
 
 
 class Memory:
@@ -236,11 +239,15 @@ def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution
     start = solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
-    workspace = exact_workspace(problem, memory)
-    return improve(
-        workspace, start, limit_s=search.limit_s, gap=search.gap, report=search.report, solver=search.solver,
-        stop=search.stop,
-    )  # fmt: skip
+    workspace, leftover, begin_s = exact_workspace(problem, memory), search.leftover or Leftover(), time.monotonic()
+    limit_s, leftover.seconds = search.limit_s + leftover.seconds, 0.0
+    try:
+        return improve(
+            workspace, start, limit_s=limit_s, gap=search.gap, report=search.report, solver=search.solver,
+            stop=search.stop,
+        )  # fmt: skip
+    finally:
+        leftover.seconds = max(0.0, limit_s - (time.monotonic() - begin_s))
 
 
 def _checkmate(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
