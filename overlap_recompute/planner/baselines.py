@@ -15,6 +15,7 @@ stages.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -118,6 +119,14 @@ COMMON: Mapping[str, Callable[[Sequence[StageProblem]], Iterator[list[Dropped]]]
     "selective": selective,
 }
 """Baselines that take one choice for all stages: their choices, the least recompute first."""
+
+
+def without_windows(problem: StageProblem) -> StageProblem:
+    """The same stage, everything on demand."""
+    layers = tuple(
+        replace(layer, first_window=0, own_window=0, deadlines=(0,) * len(layer.deadlines)) for layer in problem.layers
+    )
+    return replace(problem, windows=(), layers=layers, window_kinds=())
 
 
 def least_recompute(workspace: Workspace, states: int) -> StageSolution | None:

@@ -35,6 +35,7 @@ LANES, MENDED = 40, 3
 POLISHED_UNITS = 30
 """Units of a stage up to which `polish` comes last."""
 PAINS = Pains(choices=24, times=2, mended=24, pairs=200, generations=5, patience=2, share=0.05)
+SMALL_MOVES = 8000
 _SWEEPS = 2
 _PLACES = 8
 """Most values of n."""
@@ -46,7 +47,7 @@ def solve_heu(workspace: Workspace, exact: Callable[[], Workspace], moves: int) 
     Args:
         workspace: the policies that fast planners look at.
         exact: all policies that may be part of an optimum, for the last steps.
-        moves: of annealing, in the end; none on the smallest stages, which are searched neighbour by neighbour.
+        moves: of annealing, in the end.
     """
     found = search_structures(workspace) if effort_of(workspace) else evolve_structures(workspace)
     if found.best is None or found.is_done:
@@ -56,7 +57,7 @@ def solve_heu(workspace: Workspace, exact: Callable[[], Workspace], moves: int) 
 
 def finish_heu(workspace: Workspace, exact: Callable[[], Workspace], found: StageSolution, moves: int) -> StageSolution:
     """The last steps of `solve_heu`, from what structures came to."""
-    moves = 0 if effort_of(workspace) else moves
+    moves = moves_on(workspace, moves)
     is_small = units_of(workspace) <= POLISHED_UNITS
     if not is_small and moves < LEAST_MOVES:
         return found
@@ -64,6 +65,11 @@ def finish_heu(workspace: Workspace, exact: Callable[[], Workspace], found: Stag
     if is_small:
         found = polish(exact(), found, [], PAINS, bound_us)
     return anneal(exact, found, moves, bound_us)
+
+
+def moves_on(workspace: Workspace, moves: int) -> int:
+    """Of annealing: few on the smallest stages, where the search before leaves little to find."""
+    return min(moves, SMALL_MOVES) if effort_of(workspace) else moves
 
 
 def evolve_structures(workspace: Workspace) -> Evolution:

@@ -51,6 +51,8 @@ class Call:
     limit_s: float
     gap: float
     """Relative one at which the search may stop."""
+    nodes: int | None = None
+    """Most nodes of the search tree; None: as many as time allows."""
 
 
 class Answer(NamedTuple):
@@ -82,7 +84,7 @@ def solve_here(call: Call) -> Answer:
             LinearConstraint(call.rows, -float("inf"), call.sides),
             LinearConstraint(call.equal_rows, call.equal_sides, call.equal_sides),
         ],
-        options={"time_limit": call.limit_s, "mip_rel_gap": call.gap},
+        options={"time_limit": call.limit_s, "mip_rel_gap": call.gap, "node_limit": call.nodes},
     )
     return Answer(int(result.status), result.x, getattr(result, "mip_dual_bound", None))
 

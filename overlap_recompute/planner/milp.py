@@ -189,7 +189,9 @@ def matrix(rows: Iterable[Row], count: int) -> tuple[Any, Floats]:
     return csr_array((data, indices, starts), shape=(len(sides), count)), np.array(sides)
 
 
-def call_of(program: Program, *, limit_s: float, gap: float, upper: Floats | None = None) -> Call:
+def call_of(
+    program: Program, *, limit_s: float, gap: float, upper: Floats | None = None, nodes: int | None = None
+) -> Call:
     """For the solver.
 
     Args:
@@ -197,6 +199,7 @@ def call_of(program: Program, *, limit_s: float, gap: float, upper: Floats | Non
         limit_s: how long.
         gap: relative one at which it may stop.
         upper: in place of the program's own limits of its variables.
+        nodes: most nodes of its tree.
 
     Raises:
         SolverError: SciPy is not installed.
@@ -214,6 +217,7 @@ def call_of(program: Program, *, limit_s: float, gap: float, upper: Floats | Non
         integral=program.integral,
         limit_s=limit_s,
         gap=gap,
+        nodes=nodes,
     )
 
 

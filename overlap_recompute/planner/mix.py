@@ -24,6 +24,7 @@ from overlap_recompute.planner.heu import (
     SPREAD_PRICES,
     evolve_structures,
     finish_heu,
+    moves_on,
     search_structures,
     smallest_fitting,
     structures,
@@ -61,7 +62,7 @@ def solve_mix(workspace: Workspace, exact: Callable[[], Workspace], moves: int) 
     if found is None or found.exposed_us <= LEAST_US:
         return found
     bound_us = lower_bound_us(workspace)
-    moves = 0 if effort_of(workspace) else moves
+    moves = moves_on(workspace, moves)
     shared = moves // 2 if moves // 2 >= LEAST_MOVES else 0
     if heu is not None:
         found = min((found, finish_heu(workspace, exact, heu, shared)), key=lambda each: each.exposed_us)

@@ -40,7 +40,7 @@ _EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
+class Step:
     """A program to solve, and how values of its variables become a solution of the stage, in so many seconds."""
 
     program: Program
@@ -113,8 +113,8 @@ class _Search:
         self.best, self._bound_us, self._workspace = best, 0.0 if best is None else best.bound_us, workspace
         self._begin_s, self._limit_s, self._gap = time.monotonic(), limit_s, gap
         self._report, self._solver, self._slice_s = report, solver, FIRST_SLICE_S
-        self._steps = _steps(workspace, solver, gap)
-        self._step: _Step | None = None
+        self._steps = steps_of(workspace, solver, gap)
+        self._step: Step | None = None
 
     @property
     def exposed_us(self) -> float:
@@ -148,7 +148,7 @@ class _Search:
         program, solution, left_s = self._step.program, self._step.solution, self.left_s
         limit_s = self._slice_s if 2 * self._slice_s < left_s else left_s
         answer = self._solver(call_of(program, limit_s=max(limit_s, _LEAST_S), gap=self._step.gap))
-        self._bound_us = max(self._bound_us, _proven_us(answer, program))
+        self._bound_us = max(self._bound_us, proven_us(answer, program))
         self._slice_s *= _LONGER
         if answer.status != OUT_OF_TIME:
             self._step, self._slice_s = None, FIRST_SLICE_S * _LONGER
@@ -163,19 +163,19 @@ class _Search:
         return self.best and replace(self.best, bound_us=min(self._bound_us, self.best.exposed_us))
 
 
-def _steps(workspace: Workspace, solver: Solver, gap: float) -> Iterator[_Step]:
-    """The relaxation, if there is one, and the program with all windows."""
+def steps_of(workspace: Workspace, solver: Solver, gap: float) -> Iterator[Step]:
+    """What to solve, one after the other: the relaxation, if there is one, and the program with all windows."""
     banks = with_banks(workspace)
     if banks.is_smaller:
         relaxed = with_patterns(build_program(banks.workspace, banks.most_us), banks, workspace.lengths)
         spread = Spreader(workspace, banks, relaxed, solver)
         for share in SHARES if gap else SHARES[:1]:
-            yield _Step(program=relaxed, gap=gap * share, solution=spread)
+            yield Step(program=relaxed, gap=gap * share, solution=spread)
     program = build_program(workspace)
-    yield _Step(program=program, gap=gap * SHARES[0], solution=lambda values, _: _read(workspace, program, values))
+    yield Step(program=program, gap=gap * SHARES[0], solution=lambda values, _: _read(workspace, program, values))
 
 
-def _proven_us(answer: Answer, program: Program) -> float:
+def proven_us(answer: Answer, program: Program) -> float:
     """What no solution is below, in the unit of the objective and less what the solver tolerates."""
     if answer.bound is None or not np.isfinite(answer.bound):
         return 0.0

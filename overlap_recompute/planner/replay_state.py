@@ -125,7 +125,7 @@ class State:
         self._backward = [*zip(range(len(rows)), waiting, self.chunks, strict=True)][::-1]
         self._recompute_us, self._hidden_us = sum(row.recompute_us for row in rows), 0.0
         self._kept_bytes = sum(count * row.kept_bytes for count, row in zip(self._in_flight, rows, strict=True))
-        self._working_bytes = 0
+        self._working_bytes = self._working(rows)
         self.exposed_us, self.over_bytes = self._recompute_us, 0
         begin = self.trial(self._changes(start), math.inf, 0.0)
         assert begin is not None
@@ -224,6 +224,12 @@ class State:
         self.rows, self.load, self._held = trial.rows, trial.load, trial.held
         self._recompute_us, self._hidden_us = trial.recompute_us, trial.hidden_us
         self._kept_bytes, self._working_bytes = trial.kept_bytes, trial.working_bytes
+
+    def restore(self, policies: Sequence[int], windows: Sequence[list[int]]) -> None:
+        """Go back to policies and windows of before."""
+        before = self.trial([*zip(range(len(policies)), policies, windows, strict=True)], math.inf, 0.0)
+        assert before is not None
+        self.take(before)
 
     def decisions(self) -> tuple[Choice, list[Fill]]:
         """In the form that `assemble` takes."""

@@ -9,7 +9,7 @@ from functools import partial
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import LayerKind
 from overlap_recompute.plan.windows import WindowKind
-from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute
+from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute, without_windows
 from overlap_recompute.planner.build import ALL_KINDS
 from overlap_recompute.planner.heu import solve_heu
 from overlap_recompute.planner.highs import Solver, SolverError, solve_here
@@ -20,6 +20,7 @@ from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies, priced_working
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.progress import Report
+from overlap_recompute.planner.refine import refine
 from overlap_recompute.planner.search import smallest
 from overlap_recompute.planner.workspace import Workspace, assemble, loads, price, rests
 
@@ -32,6 +33,8 @@ EFFORT = Effort(width=4, sums=24, jobs=6)
 """With which early fills its waits."""
 MOVES, PIPELINE_MOVES = 140_000, 36_000
 """Of annealing, for a stage that is solved by itself, and for all stages of a pipeline together."""
+GAPS = {"heu": 0.045, "mix": 0.009}
+"""Of the exposed time to what is proven, up to which a stage that is solved by itself is refined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,15 +231,23 @@ def exact_workspace(problem: StageProblem, memory: Memory) -> Workspace:
 
 def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
     exact = partial(exact_workspace, problem, memory)
-    return solve_heu(fast_workspace(problem, memory), exact, search.moves // 2)
+    found = solve_heu(fast_workspace(problem, memory), exact, search.moves // 2)
+    return found if found is None or search.moves < MOVES else refine(exact(), found, GAPS["heu"], search.solver)
 
 
 def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
+    found = _annealed(problem, memory, search)
+    if found is None or search.moves < MOVES:
+        return found
+    return refine(exact_workspace(problem, memory), found, GAPS["mix"], search.solver)
+
+
+def _annealed(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
     return solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
 
 
 def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    start = solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
+    start = _annealed(problem, memory, search)
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
     workspace, leftover, begin_s = exact_workspace(problem, memory), search.leftover or Leftover(), time.monotonic()
@@ -270,14 +281,6 @@ def _early(problem: StageProblem, memory: Memory, search: Search) -> StageSoluti
     workspace = Workspace(problem, [memory.table(kind) for kind in problem.kinds])
     choice = tuple(workspace.table(layer).find(names) for layer, names in enumerate(found.dropped))
     return price(workspace, choice, EFFORT)
-
-
-def without_windows(problem: StageProblem) -> StageProblem:
-    """The same stage, everything on demand."""
-    layers = tuple(
-        replace(layer, first_window=0, own_window=0, deadlines=(0,) * len(layer.deadlines)) for layer in problem.layers
-    )
-    return replace(problem, windows=(), layers=layers, window_kinds=())
 
 
 _BY_STAGE: Mapping[str, Planner] = {
