@@ -68,9 +68,12 @@ class StepTrace:
         self._lost = lost
 
     def close(self) -> None:
-        """Complete the file."""
-        if not self._writer.closed:
-            self.end_step()
-            if self._lost:
-                self._writer.say_lost(self._lost)
+        """Complete the file, also where the device has failed and tells no times any more."""
+        try:
+            if not self._writer.closed:
+                self.end_step()
+                if self._lost:
+                    self._writer.say_lost(self._lost)
+        except RuntimeError as error:
+            logger.warning("the last marks of this rank are not in the trace %s (%s)", self._writer.path, error)
         self._writer.close()

@@ -83,5 +83,12 @@ class CudaStreams:
     def _of(self, handle: int) -> torch.cuda.Stream:
         known = self._known.get(handle)
         if known is None:
-            known = self._known[handle] = torch.cuda.ExternalStream(handle, device=self._device)
+            # An `ExternalStream` of handle 0 would be a stream of torch's pool.
+            is_default = handle == 0
+            known = (
+                torch.cuda.default_stream(self._device)
+                if is_default
+                else torch.cuda.ExternalStream(handle, device=self._device)
+            )
+            self._known[handle] = known
         return known

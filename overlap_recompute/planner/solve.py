@@ -70,7 +70,7 @@ class Memory:
         self._tables: dict[LayerKind, PolicyTable] = {}
         self._exact: dict[LayerKind, PolicyTable] = {}
         self._fronts: dict[tuple[LayerKind, float, tuple[int, ...]], PolicyTable] = {}
-        self._solutions: dict[tuple[object, ...], list[tuple[int, StageSolution | None]]] = {}
+        self._solutions: dict[tuple[object, ...], list[tuple[int, float, StageSolution | None]]] = {}
 
     def table(self, kind: LayerKind) -> PolicyTable:
         """All policies of a layer kind."""
@@ -94,19 +94,19 @@ class Memory:
             self._fronts[key] = priced_working(kind, front(table, loads(problem, number, table), rests(problem, table)))
         return self._fronts[key]
 
-    def recall(self, key: tuple[object, ...], budget_bytes: int) -> tuple[bool, StageSolution | None]:
-        """Whether this very problem was solved, and the best solution of its like that fits."""
+    def recall(self, key: tuple[object, ...], budget_bytes: int, limit_s: float) -> tuple[bool, StageSolution | None]:
+        """Whether this very problem was searched for so long, and the best solution of its like that fits."""
         entries = self._solutions.get(key, [])
-        known = any(budget == budget_bytes for budget, _ in entries)
-        fitting = [found for _, found in entries if found is not None and found.total_bytes <= budget_bytes]
+        known = any(budget == budget_bytes and limit >= limit_s for budget, limit, _ in entries)
+        fitting = [found for *_, found in entries if found is not None and found.total_bytes <= budget_bytes]
         best = min(fitting, key=lambda found: found.exposed_us, default=None)
         # A bound holds for its own budget and smaller ones only.
-        bounds = [found.bound_us for budget, found in entries if found is not None and budget >= budget_bytes]
+        bounds = [found.bound_us for budget, _, found in entries if found is not None and budget >= budget_bytes]
         return known, None if best is None else replace(best, bound_us=max(bounds, default=0.0))
 
-    def store(self, key: tuple[object, ...], budget_bytes: int, found: StageSolution | None) -> None:
+    def store(self, key: tuple[object, ...], budget_bytes: int, limit_s: float, found: StageSolution | None) -> None:
         """Remember a solution."""
-        self._solutions.setdefault(key, []).append((budget_bytes, found))
+        self._solutions.setdefault(key, []).append((budget_bytes, limit_s, found))
 
 
 def moves_of(stages: int) -> int:
@@ -145,12 +145,12 @@ def solve_stage(
     memory = Memory() if memory is None else memory
     if planner in COMMON:
         return solve_common([problem], planner, memory)[0]
-    *rest, budget_bytes = problem.content()
-    key = (planner, search.limit_s, search.gap, search.moves, *rest)
-    known, best = memory.recall(key, problem.budget_bytes)
+    *rest, _ = problem.content()
+    key, budget_bytes, limit_s = (planner, search.gap, search.moves, *rest), problem.budget_bytes, search.limit_s
+    known, best = memory.recall(key, budget_bytes, limit_s)
     if not known:
-        memory.store(key, problem.budget_bytes, _BY_STAGE[planner](problem, memory, search))
-        best = memory.recall(key, problem.budget_bytes)[1]
+        memory.store(key, budget_bytes, limit_s, _BY_STAGE[planner](problem, memory, search))
+        best = memory.recall(key, budget_bytes, limit_s)[1]
     if best is None:
         raise infeasible(problem, planner, memory)
     return best

@@ -14,6 +14,7 @@ from megatron.overlap import trace as trace_module
 from megatron.overlap.session import OverlapSession
 from megatron.overlap.trace import LANES, TraceWriter
 from megatron.overlap.trace_files import merge_traces, read_trace
+from overlap_recompute.ops import event_ring
 from overlap_recompute.plan.errors import ConfigError, DataError
 from tests.unit.overlap.support import forward_backward, model_of, session_of, settings_of
 
@@ -113,3 +114,35 @@ def test_a_folder_that_cannot_be_made_is_refused(rank: None, tmp_path: pathlib.P
     settings = settings_of("all", trace_folder=tmp_path / "file" / "traces")
     with pytest.raises(ConfigError, match="--overlap-recompute-trace .*, which cannot be written"):
         OverlapSession(settings, model_of())
+
+
+class FailedDevice:
+    """A ring whose marks cannot be read any more when its device has failed."""
+
+    def __init__(self) -> None:
+        self._ring, self.has_failed = event_ring(), False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ring, name)
+
+    def drain(self) -> Any:
+        if self.has_failed:
+            raise RuntimeError("cudaEventQuery: an illegal memory access was encountered")
+        return self._ring.drain()
+
+
+def test_a_device_that_fails_hides_no_error_and_leaves_the_trace_of_the_steps_before(
+    rank: None, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring, chunks = FailedDevice(), model_of()
+
+    def fail() -> None:
+        with OverlapSession(settings_of("all:linear_fc1", trace_folder=tmp_path), chunks, None, ring) as session:
+            forward_backward(session, chunks[0], microbatches=1)
+            ring.has_failed = True
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), caplog.at_level(logging.WARNING):
+        fail()
+    assert "illegal memory access" in caplog.text
+    assert [event for event in json.loads((tmp_path / "rank-00000.json").read_text()) if event["ph"] == "X"]
