@@ -55,22 +55,22 @@ py::object pack(const Layout& at, PyObject* state, PyObject* tensor) {
 // Twin: the method `take` of what was packed.
 py::object take(const Layout& at, PyObject* state, PyObject* packed) {
   if (is_of(packed, at.kept.type)) {
-    PyObject *tensor = at.kept.tensor.get(packed), *version = at.kept.version.get(packed);
+    py::object tensor = borrowed(at.kept.tensor.get(packed));
+    PyObject* version = at.kept.version.get(packed);
     const bool is_unknown = same_number(version, at.no_version.ptr());
-    if (!is_unknown && !same_number(version, at.of(tensor, at.names.version).ptr())) return {};
-    return borrowed(tensor);
+    if (!is_unknown && !same_number(version, at.of(tensor.ptr(), at.names.version).ptr())) return {};
+    return tensor;
   }
   if (!is_of(packed, at.handle.type)) return {};
   PyObject *call = at.handle.call.get(packed), *entry = at.handle.entry.get(packed);
-  PyObject* tensor = at.entry.tensor.get(entry);
-  if (tensor == Py_None || at.handle.view.get(packed) != Py_None || at.call.untouched.get(call) != Py_False ||
+  py::object found = borrowed(at.entry.tensor.get(entry));
+  if (found.is_none() || at.handle.view.get(packed) != Py_None || at.call.untouched.get(call) != Py_False ||
       at.call.state.get(call) != state || at.call.fence.get(call) != Py_None) {
     return {};
   }
-  if (!same_number(at.entry.version.get(entry), at.of(tensor, at.names.version).ptr())) return {};
+  if (!same_number(at.entry.version.get(entry), at.of(found.ptr(), at.names.version).ptr())) return {};
   const py::object read = taken(
       PyTuple_Pack(3, at.call.unit.get(call), at.call.number.get(call), at.call.microbatch.get(call)));
-  py::object found = borrowed(tensor);
   at.state.last_read.set(state, read);
   return found;
 }

@@ -41,7 +41,10 @@ class CudaBackend final : public Backend {
     return reinterpret_cast<EventHandle>(event);
   }
 
-  void destroy_event(EventHandle event) override { ORC_CUDA_CHECK(cudaEventDestroy(event_of(event))); }
+  void destroy_event(EventHandle event) override {
+    const DeviceScope scope(device_);
+    ORC_CUDA_CHECK(cudaEventDestroy(event_of(event)));
+  }
 
   void record(EventHandle event, StreamHandle stream) override {
     const DeviceScope scope(device_);
@@ -53,7 +56,9 @@ class CudaBackend final : public Backend {
     ORC_CUDA_CHECK(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0));
   }
 
+  // With the scope also where it looks idle: a thread that has set no device would make a context on the first one.
   bool passed(EventHandle event) override {
+    const DeviceScope scope(device_);
     const cudaError_t status = cudaEventQuery(event_of(event));
     if (status == cudaErrorNotReady) {
       cudaGetLastError();
@@ -63,9 +68,13 @@ class CudaBackend final : public Backend {
     return true;
   }
 
-  void host_wait(EventHandle event) override { ORC_CUDA_CHECK(cudaEventSynchronize(event_of(event))); }
+  void host_wait(EventHandle event) override {
+    const DeviceScope scope(device_);
+    ORC_CUDA_CHECK(cudaEventSynchronize(event_of(event)));
+  }
 
   std::int64_t time_ns(EventHandle event, const Anchor& anchor) override {
+    const DeviceScope scope(device_);
     float milliseconds = 0.0f;
     ORC_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, event_of(anchor.event), event_of(event)));
     return anchor.host_ns + std::llround(static_cast<double>(milliseconds) * 1e6);

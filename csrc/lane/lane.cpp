@@ -18,7 +18,7 @@ Lane::~Lane() {
 }
 
 void Lane::mark(std::uint32_t name, MarkKind kind, std::int64_t value) {
-  if (marks_) marks_->mark(stream_, name, static_cast<std::uint32_t>(kind), value);
+  if (marks_ && name) marks_->mark(stream_, name, static_cast<std::uint32_t>(kind), value);
 }
 
 void Lane::follow(StreamHandle compute) {

@@ -1,5 +1,6 @@
 #include "trace/stream_marks.h"
 
+#include <set>
 #include <utility>
 
 namespace overlap_recompute {
@@ -38,8 +39,10 @@ std::vector<Mark> StreamMarks::drain() {
   const std::lock_guard<std::mutex> lock(mutex_);
   Anchor newest = anchor_;
   std::deque<Pending> still_running;
+  std::set<StreamHandle> waiting;  // a stream may go on while this looks: its marks come in their order all the same
   for (Pending& entry : pending_) {
-    if (!backend_->passed(entry.event)) {
+    if (waiting.count(entry.mark.stream) != 0 || !backend_->passed(entry.event)) {
+      waiting.insert(entry.mark.stream);
       still_running.push_back(entry);
       continue;
     }

@@ -28,7 +28,7 @@ class StreamMarks {
 
   void mark(StreamHandle stream, std::uint32_t name, std::uint32_t kind, std::int64_t value);
 
-  // The marks whose events have passed, in the order of time; the others stay.
+  // The marks whose events have passed, in the order of time; the others stay, and those behind them on their stream.
   std::vector<Mark> drain();
 
   EventRing& ring() { return *ring_; }

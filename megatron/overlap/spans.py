@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +43,11 @@ class LaneTimes:
             self.waits_ns[wait.name] += wait.end_ns - wait.begin_ns
             while first < len(hidden) and hidden[first][1] <= wait.begin_ns:
                 first += 1
-            for begin_ns, end_ns in islice(hidden, first, None):
-                if begin_ns >= wait.end_ns:
-                    break
+            place = first
+            while place < len(hidden) and hidden[place][0] < wait.end_ns:
+                begin_ns, end_ns = hidden[place]
                 self.filled_ns[wait.name] += min(end_ns, wait.end_ns) - max(begin_ns, wait.begin_ns)
+                place += 1
 
 
 class SpanReader:

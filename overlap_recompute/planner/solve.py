@@ -236,18 +236,13 @@ def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution
 
 
 def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    found = _annealed(problem, memory, search)
-    if found is None or search.moves < MOVES:
-        return found
-    return refine(exact_workspace(problem, memory), found, GAPS["mix"], search.solver)
-
-
-def _annealed(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    return solve_mix(fast_workspace(problem, memory), partial(exact_workspace, problem, memory), search.moves)
+    exact = partial(exact_workspace, problem, memory)
+    found = solve_mix(fast_workspace(problem, memory), exact, search.moves)
+    return found if found is None or search.moves < MOVES else refine(exact(), found, GAPS["mix"], search.solver)
 
 
 def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
-    start = _annealed(problem, memory, search)
+    start = _mix(problem, memory, search)
     if start is None and least_bytes(problem, memory) > problem.budget_bytes:
         return None
     workspace, leftover, begin_s = exact_workspace(problem, memory), search.leftover or Leftover(), time.monotonic()

@@ -1,5 +1,6 @@
 """Where hidden replays run: inline on the calling thread, or on a side stream (docs/runtime.md, R11)."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -61,17 +62,27 @@ class StreamFence:
     Where nobody uses the results they stay until the lane has passed.
     """
 
-    __slots__ = ("_lane", "_fence", "_origin")
+    __slots__ = ("_lane", "_fence", "_origin", "_lock")
 
-    def __init__(self, lane: LaunchLane, fence: LaunchFence, origin: Any) -> None:
-        self._lane, self._fence, self._origin = lane, fence, origin
+    def __init__(self, lane: LaunchLane, fence: LaunchFence, origin: Any, lock: threading.RLock) -> None:
+        self._lane, self._origin, self._lock = lane, origin, lock
+        self._fence: LaunchFence | None = fence
 
     def wait(self) -> bool:
-        """Make the current stream wait; True on the compute stream, which is the one that gets the memory back."""
-        current = self._lane.current()
-        is_origin: bool = current == self._origin
-        self._fence.wait(current, keep=not is_origin)
-        return is_origin
+        """Make the current stream wait; True on the compute stream, which is the one that gets the memory back.
+
+        Backward threads of the CPU and of the device may both ask, and the extension's wait lets other threads run.
+        """
+        with self._lock:
+            if self._fence is None:
+                return True
+            current = self._lane.current()
+            if current != self._origin:
+                self._fence.wait(current, keep=True)
+                return False
+            self._fence.wait(current)
+            self._fence = None
+            return True
 
 
 class StreamLane:
@@ -82,11 +93,11 @@ class StreamLane:
     lane: |    wait(E1) R(L7.fc1) fence R(L7.act) fence
     """
 
-    __slots__ = ("_lane", "_origin")
+    __slots__ = ("_lane", "_origin", "_lock")
 
     def __init__(self, lane: LaunchLane) -> None:
         """`lane`: stream, events and fences, the extension's where it has them (`overlap_recompute.ops`)."""
-        self._lane = lane
+        self._lane, self._lock = lane, threading.RLock()
         self._origin: Any = None
 
     @property
@@ -111,4 +122,4 @@ class StreamLane:
             # What the replay had read may be released now, while the lane still reads it.
             self._lane.launch(tuple).wait(self._origin)
             raise
-        return StreamFence(self._lane, fence, self._origin)
+        return StreamFence(self._lane, fence, self._origin, self._lock)

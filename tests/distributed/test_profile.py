@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -260,3 +261,14 @@ def test_a_run_keeps_its_plan_and_the_next_start_follows_it(tmp_path: pathlib.Pa
     figures = [[record["extra"] for record in read_metrics(tmp_path / f"{name}.jsonl")] for name in ("first", "second")]
     planned = [["overlap/predicted_iteration_ms" in extra for extra in extras] for extras in figures]
     assert planned == [[False] * 3 + [True] * 2, [True] * 5]
+    refuse_plans_that_one_rank_finds(tmp_path, kept, [*auto[:-1], "plan.json"])
+
+
+def refuse_plans_that_one_rank_finds(folder: pathlib.Path, kept: pathlib.Path, flags: list[str]) -> None:
+    for rank in range(2):
+        (folder / f"rank-{rank}").mkdir()
+    shutil.copy(kept, folder / "rank-0" / "plan.json")
+    results = run_ranks(changed_trainer("disks", str(folder), *SHORT, "--train-iters", "5", *flags), 2)
+    assert all(result.returncode not in (0, -9) for result in results), report(results)
+    told = "another plan of an earlier start in --overlap-recompute-auto-plan plan.json on rank 1 than on rank 0"
+    assert told in results[0].output, report(results)

@@ -1,5 +1,6 @@
 """The plan that an earlier start of a run that plans for itself has left (`--overlap-recompute-auto-plan`)."""
 
+import os.path
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def follow_kept_plan(config: PretrainConfig) -> tuple[PretrainConfig, str | None
     file = options.overlap_recompute_auto_plan
     if not options.overlap_recompute_auto or file is None or options.overlap_recompute_plan is not None:
         return config, None
-    if not Path(file).exists():
+    if not os.path.exists(file):
         return config, None
     plan = _read(Path(file))
     if plan is not None and not _is_of_budget(plan, options.overlap_recompute_memory_gib):
@@ -50,8 +51,8 @@ def file_of_split(config: PretrainConfig) -> Path | None:
         return Path(options.overlap_recompute_plan)
     if not options.overlap_recompute_auto or options.overlap_recompute_auto_plan is None:
         return None
-    file = Path(options.overlap_recompute_auto_plan)
-    return file if file.exists() else None
+    file = options.overlap_recompute_auto_plan
+    return Path(file) if os.path.exists(file) else None
 
 
 def says_where_layers_go(config: PretrainConfig) -> bool:

@@ -15,6 +15,7 @@ from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.data.blends import data_plan
 from megatron.pretrain.data.datasets import DatasetSplits, build_datasets
 from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size
+from megatron.pretrain.distributed.agreement import check_same_kept_plan
 from megatron.pretrain.distributed.cluster import Cluster
 from megatron.pretrain.distributed.emulated_link import emulated_link
 from megatron.pretrain.distributed.initialize import initialize_distributed
@@ -62,6 +63,7 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
     transformer_config = build_transformer_config(config)  # refuses what it must before any process group exists
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(initialize_distributed(config, device))
+        check_same_kept_plan(config, device)
         stack.enter_context(emulated_link(config.distributed))
         _greet(config, cluster)
         base_bytes = used_bytes(device)
