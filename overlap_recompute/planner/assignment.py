@@ -90,18 +90,18 @@ class Assignment:
 
     def delay(self) -> bool:
         """Move jobs to later windows that save as much, so that bytes are held more briefly; whether any moved."""
-        jobs, moved = self.jobs, False
-        for job in sorted(range(len(self.windows)), key=lambda job: -self.windows[job]):
-            window = self.windows[job]
-            if window == ON_DEMAND:
-                continue
-            high = min([jobs.deadlines[job], *(self.windows[reader] + 1 for reader in self._placed(jobs.readers[job]))])
+        jobs, windows, room_us, moved = self.jobs, self.windows, self.room_us, False
+        for job in sorted(range(len(windows)), key=windows.__getitem__, reverse=True):
+            window = windows[job]
+            if window == ON_DEMAND:  # as are those that follow
+                break
+            high = self._high(job)
             if high <= window + 1:
                 continue
             time_us = jobs.times_us[job]
-            saved_us = min(time_us, max(0.0, self.room_us[window] + time_us)) - SLACK_US
+            saved_us = min(time_us, max(0.0, room_us[window] + time_us)) - SLACK_US
             for later in range(high - 1, window, -1):
-                if self.room_us[later] >= saved_us:
+                if room_us[later] >= saved_us:
                     self.put(job, ON_DEMAND)
                     self.put(job, later)
                     moved = True
@@ -141,20 +141,28 @@ class Assignment:
 
     def _best_window(self, job: int, least_us: float, *, forced: bool) -> int:
         """The latest window in which an unplaced job saves most time, more than `least_us`."""
-        jobs = self.jobs
-        sources, readers = self._placed(jobs.sources[job]), self._placed(jobs.readers[job])
+        jobs, first, held, room_us = self.jobs, self._first, self.held, self.room_us
+        sources = self._placed(jobs.sources[job])
         if not forced and len(sources) < jobs.sources[job].bit_count():
             return ON_DEMAND
-        low = max([self._first, *(self.windows[source] for source in sources)])
-        high = min([jobs.deadlines[job], *(self.windows[reader] + 1 for reader in readers)])
-        best, gain_us = ON_DEMAND, least_us
-        end = jobs.needs[job] - self._first
+        low = max([first, *[self.windows[source] for source in sources]])
+        high, time_us = self._high(job), jobs.times_us[job]
+        best, gain_us, most_bytes = ON_DEMAND, least_us, self._cap_bytes - jobs.nbytes[job]
+        if high > low and max(held[high - 1 - first : jobs.needs[job] - first]) > most_bytes:
+            return best
         for window in range(high - 1, low - 1, -1):
-            if max(self.held[window - self._first : end]) + jobs.nbytes[job] > self._cap_bytes:
+            if held[window - first] > most_bytes:
                 break
-            more_us = max(0.0, min(self.room_us[window], jobs.times_us[job]))
+            more_us = max(0.0, min(room_us[window], time_us))
             if more_us > gain_us:
                 best, gain_us = window, more_us
-                if more_us >= jobs.times_us[job]:
+                if more_us >= time_us:
                     break
         return best
+
+    def _high(self, job: int) -> int:
+        """The first window that comes too late for a job, and for those placed that read it."""
+        high, readers = self.jobs.deadlines[job], self.jobs.readers[job]
+        if readers:
+            high = min([high, *[self.windows[reader] + 1 for reader in self._placed(readers)]])
+        return high

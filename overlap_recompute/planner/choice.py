@@ -192,13 +192,17 @@ def evaluate(workspace: Workspace, choices: Ints) -> tuple[Ints, Floats, Floats]
     total = np.zeros(len(choices))
     units = max((len(table.names) for table in workspace.tables), default=0)
     times, brought = np.zeros((len(choices), units)), np.zeros((len(choices), units))
-    for index in range(shape[1]):
-        table, policies = workspace.table(index), choices[:, index]
+    parts = []
+    for table in workspace.tables:
+        work = table.work[:, None] >> np.arange(len(table.names)) & 1
+        parts.append((work * np.minimum(table.unit_us, workspace.longest_us), work * table.unit_bytes))
+    for index, layer in enumerate(problem.layers):
+        table, policies = workspace.tables[layer.kind], choices[:, index]
         kept[:, index], working[:, index] = table.kept_bytes[policies], table.working_bytes[policies]
         total += table.recompute_us[policies]
-        work = table.work[:, None] >> np.arange(len(table.names)) & 1
-        times[:, : len(table.names)] += (work * np.minimum(table.unit_us, workspace.longest_us))[policies]
-        brought[:, : len(table.names)] += (work * table.unit_bytes)[policies]
+        kind_us, kind_bytes = parts[layer.kind]
+        times[:, : len(table.names)] += kind_us[policies]
+        brought[:, : len(table.names)] += kind_bytes[policies]
     needed = _memory(workspace, kept, working)
     room = np.maximum(0.0, problem.budget_bytes - needed.astype(np.float64))
     limit_us = _held_us(times, brought, room)

@@ -133,10 +133,20 @@ def price_policies(kind: LayerKind, *, with_working: bool = True) -> PolicyTable
     return priced_working(kind, table) if with_working else table
 
 
-def priced_working(kind: LayerKind, table: PolicyTable) -> PolicyTable:
-    """The table with working sets, which take longer to price than all else."""
-    sets = [table.dropped(policy) for policy in range(len(table.masks))]
-    return replace(table, working_bytes=np.array([layer_working_set_bytes(kind, units) for units in sets]))
+def priced_working(kind: LayerKind, table: PolicyTable, known: dict[int, int] | None = None) -> PolicyTable:
+    """The table with working sets, which take longer to price than all else.
+
+    Args:
+        kind: the layer.
+        table: its policies.
+        known: working sets of this kind by dropped units (bits), looked up and added to.
+    """
+    known = {} if known is None else known
+    masks = table.masks.tolist()
+    for policy, mask in enumerate(masks):
+        if mask not in known:
+            known[mask] = layer_working_set_bytes(kind, table.dropped(policy))
+    return replace(table, working_bytes=np.array([known[mask] for mask in masks]))
 
 
 def _work(kind: LayerKind, masks: Ints, reads: tuple[int, ...]) -> Ints:

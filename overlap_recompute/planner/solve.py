@@ -64,11 +64,12 @@ class Memory:
     rising order of budgets never get slower.
     """
 
-    __slots__ = ("_tables", "_exact", "_fronts", "_solutions")
+    __slots__ = ("_tables", "_exact", "_working", "_fronts", "_solutions")
 
     def __init__(self) -> None:
         self._tables: dict[LayerKind, PolicyTable] = {}
         self._exact: dict[LayerKind, PolicyTable] = {}
+        self._working: dict[LayerKind, dict[int, int]] = {}
         self._fronts: dict[tuple[LayerKind, float, tuple[int, ...]], PolicyTable] = {}
         self._solutions: dict[tuple[object, ...], list[tuple[int, float, StageSolution | None]]] = {}
 
@@ -91,7 +92,8 @@ class Memory:
         key = kind, longest_us, tuple(deadline - layer.own_window for deadline in layer.deadlines)
         if key not in self._fronts:
             table = price_policies(kind, with_working=False)
-            self._fronts[key] = priced_working(kind, front(table, loads(problem, number, table), rests(problem, table)))
+            rows = front(table, loads(problem, number, table), rests(problem, table))
+            self._fronts[key] = priced_working(kind, rows, self._working.setdefault(kind, {}))
         return self._fronts[key]
 
     def recall(self, key: tuple[object, ...], budget_bytes: int, limit_s: float) -> tuple[bool, StageSolution | None]:
