@@ -6,7 +6,7 @@ from pathlib import Path
 
 from overlap_recompute.plan.actions import Actions, Grid, ScheduleError, parse_action
 from overlap_recompute.plan.errors import DataError
-from overlap_recompute.plan.files import write_text_file
+from overlap_recompute.plan.files import save_text
 
 
 def to_csv(grid: Grid) -> str:
@@ -41,14 +41,7 @@ def write_csv(path: Path, grid: Grid) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    try:
-        write_text_file(path, to_csv(grid))
-    except OSError as error:
-        raise DataError(
-            f"the file {path}, which cannot be written ({error.strerror or error})",
-            "a path in a folder that exists and may be written to",
-            "choose another path or create the folder",
-        ) from error
+    save_text(path, to_csv(grid))
 
 
 def read_csv(path: Path) -> Grid:
