@@ -19,11 +19,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.planner_optimality import stage_us, transformer_stage
 from overlap_recompute.planner import solve_stage
+from overlap_recompute.planner.anneal import moves_of
 from overlap_recompute.planner.highs import SolverProcess
 from overlap_recompute.planner.opt import GAP, Leftover
 from overlap_recompute.planner.problem import StageProblem
 from overlap_recompute.planner.progress import gap_of
-from overlap_recompute.planner.solve import Memory, Search, moves_of
+from overlap_recompute.planner.solve import Memory, Search
 from overlap_recompute.planner.verify import find_faults
 
 STAGES = 8

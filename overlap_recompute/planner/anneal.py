@@ -22,6 +22,8 @@ from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.replay_state import State
 from overlap_recompute.planner.workspace import Workspace, assemble
 
+MOVES, PIPELINE_MOVES = 140_000, 36_000
+"""Of annealing, for a stage that is solved by itself, and for all stages of a pipeline together."""
 LEAST_MOVES = 4000
 """Fewer are not worth the start."""
 _HOT, _COLD = (0.3, 0.15), 0.02
@@ -36,6 +38,11 @@ _PRICE = 4.0
 _WINDOW, _ONE, _TWO, _EXCHANGE = 0.42, 0.57, 0.72, 0.82
 """Share of moves that change a window, those and the policy of one layer, of two, and exchanges; the rest: layers."""
 _LEAST_US = 1e-6
+
+
+def moves_of(stages: int) -> int:
+    """Of annealing, for each stage of a pipeline."""
+    return MOVES if stages == 1 else PIPELINE_MOVES // stages
 
 
 def anneal(exact: Callable[[], Workspace], start: StageSolution, moves: int, bound_us: float) -> StageSolution:

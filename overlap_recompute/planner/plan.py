@@ -9,14 +9,16 @@ from functools import partial
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan, StagePlan
 from overlap_recompute.plan.profile import Layout, Profile
 from overlap_recompute.plan.split import Split
+from overlap_recompute.planner.anneal import moves_of
 from overlap_recompute.planner.by_need import suited
 from overlap_recompute.planner.highs import SolverProcess
 from overlap_recompute.planner.infeasible import InfeasibleError, with_advice
 from overlap_recompute.planner.opt import GAP, Leftover
 from overlap_recompute.planner.pipeline import Pipeline, Solved, solve_pipeline
 from overlap_recompute.planner.progress import Report, gap_of
+from overlap_recompute.planner.refine import LIMIT_S
 from overlap_recompute.planner.seen_waits import searches_of, with_seen_waits
-from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes, moves_of
+from overlap_recompute.planner.solve import Memory, Search, check_planner, least_bytes
 from overlap_recompute.planner.stage_plan import stage_plan
 from overlap_recompute.simulator import simulate
 
@@ -71,6 +73,7 @@ def make_plan(
             search = Search(
                 limit_s=time_limit_s / (len(split) * searches_of(split)), gap=gap, report=progress, solver=solver,
                 stop=stop, moves=moves_of(len(split)) if by_need else 0, leftover=Leftover(),
+                last_look_s=0.0 if planner == "heu" else LIMIT_S,
             )  # fmt: skip
             ways = solve_pipeline(pipeline, memory, search)
             made = partial(_simulated, pipeline, layout, stop)

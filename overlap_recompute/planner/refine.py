@@ -16,14 +16,18 @@ from overlap_recompute.planner.problem import StageSolution
 from overlap_recompute.planner.progress import gap_of
 from overlap_recompute.planner.workspace import Workspace
 
+GAPS = {"heu": 0.045, "mix": 0.009}
+"""Of the exposed time to what is proven, up to which a stage that is solved by itself is refined."""
 MOST_PLACES = 4000
 """Units of all layers times windows; a larger program takes too long before its first node."""
 NODES = 200
 LIMIT_S = 6.0
-"""For all programs of a stage together."""
+"""For all programs of a stage together, if the caller does not say."""
 
 
-def refine(workspace: Workspace, found: StageSolution, gap: float, solver: Solver = solve_here) -> StageSolution:
+def refine(
+    workspace: Workspace, found: StageSolution, gap: float, solver: Solver = solve_here, limit_s: float = LIMIT_S
+) -> StageSolution:
     """The best solution known, no worse than `found`.
 
     Args:
@@ -31,6 +35,7 @@ def refine(workspace: Workspace, found: StageSolution, gap: float, solver: Solve
         found: what the heuristics have.
         gap: relative distance from what is proven that is good enough.
         solver: runs HiGHS.
+        limit_s: for all programs together; 0: no look.
     """
     units = sum(len(workspace.table(layer).names) for layer in range(len(workspace.problem.layers)))
     bound_us = max(found.bound_us, lower_bound_us(workspace))
@@ -39,7 +44,7 @@ def refine(workspace: Workspace, found: StageSolution, gap: float, solver: Solve
     begin_s = time.monotonic()
     try:
         for step in steps_of(workspace, solver, gap):
-            left_s = LIMIT_S - (time.monotonic() - begin_s)
+            left_s = limit_s - (time.monotonic() - begin_s)
             if left_s <= 0:
                 break
             answer = solver(call_of(step.program, limit_s=left_s, gap=step.gap, nodes=NODES))

@@ -9,6 +9,7 @@ from functools import partial
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import LayerKind
 from overlap_recompute.plan.windows import WindowKind
+from overlap_recompute.planner.anneal import MOVES
 from overlap_recompute.planner.baselines import COMMON, Dropped, least_recompute, without_windows
 from overlap_recompute.planner.build import ALL_KINDS
 from overlap_recompute.planner.heu import solve_heu
@@ -20,7 +21,7 @@ from overlap_recompute.planner.packing import Effort
 from overlap_recompute.planner.policies import PolicyTable, exact, front, price_policies, priced_working
 from overlap_recompute.planner.problem import StageProblem, StageSolution
 from overlap_recompute.planner.progress import Report
-from overlap_recompute.planner.refine import refine
+from overlap_recompute.planner.refine import GAPS, LIMIT_S, refine
 from overlap_recompute.planner.search import smallest
 from overlap_recompute.planner.workspace import Workspace, assemble, loads, price, rests
 
@@ -31,10 +32,6 @@ CHECKMATE_S = 1.0
 it starts from what adapipe found."""
 EFFORT = Effort(width=4, sums=24, jobs=6)
 """With which early fills its waits."""
-MOVES, PIPELINE_MOVES = 140_000, 36_000
-"""Of annealing, for a stage that is solved by itself, and for all stages of a pipeline together."""
-GAPS = {"heu": 0.045, "mix": 0.009}
-"""Of the exposed time to what is proven, up to which a stage that is solved by itself is refined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +50,8 @@ class Search:
     """Of annealing, for a stage on which `mix` leaves something exposed; half as many for `heu`."""
     stop: threading.Event | None = None
     """Set by the first Ctrl-C, and looked at before each search; None: Ctrl-C ends the search of one stage."""
+    last_look_s: float = LIMIT_S
+    """Most that `heu` and `mix` spend on integer programming for a stage that is solved by itself; 0: nothing."""
     leftover: Leftover | None = None
     """Of the searches before, which this one may use on top of its limit; None: it may not."""
 
@@ -111,11 +110,6 @@ class Memory:
         self._solutions.setdefault(key, []).append((budget_bytes, limit_s, found))
 
 
-def moves_of(stages: int) -> int:
-    """Of annealing, for each stage of a pipeline."""
-    return MOVES if stages == 1 else PIPELINE_MOVES // stages
-
-
 Planner = Callable[[StageProblem, Memory, Search], StageSolution | None]
 """Solves a stage; None if nothing fits."""
 
@@ -148,7 +142,11 @@ def solve_stage(
     if planner in COMMON:
         return solve_common([problem], planner, memory)[0]
     *rest, _ = problem.content()
-    key, budget_bytes, limit_s = (planner, search.gap, search.moves, *rest), problem.budget_bytes, search.limit_s
+    key, budget_bytes, limit_s = (
+        (planner, search.gap, search.moves, search.last_look_s, *rest),
+        problem.budget_bytes,
+        search.limit_s,
+    )
     known, best = memory.recall(key, budget_bytes, limit_s)
     if not known:
         memory.store(key, budget_bytes, limit_s, _BY_STAGE[planner](problem, memory, search))
@@ -234,13 +232,22 @@ def exact_workspace(problem: StageProblem, memory: Memory) -> Workspace:
 def _heu(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
     exact = partial(exact_workspace, problem, memory)
     found = solve_heu(fast_workspace(problem, memory), exact, search.moves // 2)
-    return found if found is None or search.moves < MOVES else refine(exact(), found, GAPS["heu"], search.solver)
+    return _looked_at(exact, found, "heu", search)
 
 
 def _mix(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:
     exact = partial(exact_workspace, problem, memory)
     found = solve_mix(fast_workspace(problem, memory), exact, search.moves)
-    return found if found is None or search.moves < MOVES else refine(exact(), found, GAPS["mix"], search.solver)
+    return _looked_at(exact, found, "mix", search)
+
+
+def _looked_at(
+    exact: Callable[[], Workspace], found: StageSolution | None, planner: str, search: Search
+) -> StageSolution | None:
+    """With a last look, if the stage is solved by itself."""
+    if found is None or search.moves < MOVES or search.last_look_s <= 0:
+        return found
+    return refine(exact(), found, GAPS[planner], search.solver, search.last_look_s)
 
 
 def _opt(problem: StageProblem, memory: Memory, search: Search) -> StageSolution | None:

@@ -6,11 +6,14 @@ import pathlib
 
 import pytest
 
+from overlap_recompute.planner import make_plan
+from overlap_recompute.planner import pipeline as pipeline_module
 from overlap_recompute.planner.highs import Answer, Call, SolverError, missing_scipy, solve_here
 from overlap_recompute.planner.problem import StageProblem, StageSolution
-from overlap_recompute.planner.refine import MOST_PLACES, NODES, refine
+from overlap_recompute.planner.refine import LIMIT_S, MOST_PLACES, NODES, refine
 from overlap_recompute.planner.solve import GAPS, Memory, Search, exact_workspace, solve_stage
 from overlap_recompute.planner.verify import find_faults
+from tests.unit.plan.samples import sample_profile
 from tests.unit.planner.instances import random_problem
 
 SEED = 10067
@@ -74,3 +77,22 @@ def test_without_a_solver_the_solution_stays(problem: StageProblem, start: Stage
 def test_stages_of_a_pipeline_are_not_refined(problem: StageProblem) -> None:
     for planner in GAPS:
         solve_stage(problem, planner, memory=Memory(), search=Search(moves=4000, solver=refuse))
+
+
+def test_a_plan_by_heu_gets_no_last_look_and_one_by_mix_does(
+    problem: StageProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def solve(problem: StageProblem, planner: str, *, memory: Memory, search: Search) -> StageSolution:
+        asked.append(search.last_look_s)
+        return solve_stage(problem, planner, memory=memory, search=search)
+
+    monkeypatch.setattr(pipeline_module, "solve_stage", solve)
+    profile = sample_profile(((3,),))
+    for planner, limit_s in (("heu", 0.0), ("mix", LIMIT_S)):
+        asked.clear()
+        make_plan(profile, planner, 1 << 40)
+        assert asked and set(asked) == {limit_s}
+    unlooked = solve_stage(problem, "heu", memory=Memory(), search=Search(last_look_s=0.0, solver=refuse))
+    assert unlooked.exposed_us >= optimum_us() - 1e-3
