@@ -158,7 +158,9 @@ def tensor_parallel() -> None:
     units = set(LAYER_UNITS) - {"rotary"}
     for sequence_parallel in (False, True):
         flags = f"{GPT} {case}" + " --sequence-parallel" * sequence_parallel
-        plain, seen = Observed(f"{flags} {KEEPS}"), Observed(f"{flags} {ON}")
+        plain = Observed(f"{flags} {KEEPS}")
+        with slow_link():
+            seen = Observed(f"{flags} {ON}")
         droppable = units - {"linear_qkv", "linear_fc1"} if sequence_parallel else units
         replayed_once(seen, droppable)
         assert seen.in_replays == 0
@@ -196,7 +198,9 @@ def tensor_parallel() -> None:
 
 
 def experts() -> None:
-    plain, seen = Observed(f"{EXPERTS} {KEEPS}"), Observed(f"{EXPERTS} {ON}")
+    plain = Observed(f"{EXPERTS} {KEEPS}")
+    with slow_link():
+        seen = Observed(f"{EXPERTS} {ON}")
     assert seen.collectives == plain.collectives
     assert seen.in_replays == 0
     windows, filled = seen.window_sums(WindowKind.EP)
@@ -217,9 +221,8 @@ def pipeline() -> None:
     serialized = Observed(f"{flags} {ON} --overlap-recompute-serialize")
     assert [serialized.window_sums(kind)[1] for kind in WindowKind] == [0] * len(WindowKind)
     assert serialized.places(Kind.REPLAY_BEGIN) == seen.places(Kind.REPLAY_BEGIN)
-    with slow_link():
-        every_collective_fills_its_windows(flags)
-        every_phase_fills_its_waits(flags)
+    every_collective_fills_its_windows(flags)
+    every_phase_fills_its_waits(flags)
 
 
 def every_collective_fills_its_windows(flags: str) -> None:
@@ -244,8 +247,7 @@ def every_phase_fills_its_waits(flags: str) -> None:
 def middle_stages() -> None:
     """A stage between others waits for activations as well as for gradients, and fills both."""
     flags = f"{GPT} --num-layers 4 {PP4} --global-batch-size 12 --schedule-impl overlap"
-    with slow_link():
-        found = Observed(f"{flags} {ON} --overlap-recompute-windows pp_wait", at_most=2).by_name
+    found = Observed(f"{flags} {ON} --overlap-recompute-windows pp_wait", at_most=2).by_name
     if not (parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()):
         assert all(found.filled[WindowKind.PP_WAIT, phase.name] > 0 for phase in Phase), found.filled
 

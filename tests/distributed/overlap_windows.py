@@ -1,9 +1,11 @@
 """Which windows were opened and filled, by collective or by phase of the pipeline; and a link on which they last.
 
-Used by the journal tests.
+Used by the journal tests. How much time a window leaves depends on what else the machine does; where it matters which
+windows take something, each is held open until it has (`at_most`).
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +33,7 @@ class WindowsByName:
     """Counts while it is entered.
 
     Args:
-        at_most: units that one window takes; None: as many as fit.
+        at_most: units that one window takes if there are any, however late the rank came to it; None: as many as fit.
     """
 
     def __init__(self, at_most: int | None) -> None:
@@ -68,21 +70,17 @@ class WindowsByName:
             wait(waits, pending, **options)
             self._phase = ""
 
-        def limited(queue: RecomputeQueue, until: Callable[[], bool], *args: Any, **options: Any) -> Fill:
-            begun = Counter[str]()
-
-            def is_over() -> bool:
-                over = begun["units"] == self._at_most or until()
-                begun["units"] += not over
-                return over
-
-            return fill(queue, is_over, *args, **options)
+        def held_open(queue: RecomputeQueue, until: Callable[[], bool], *args: Any, **options: Any) -> Fill:
+            if self._at_most is None:
+                return fill(queue, until, *args, **options)
+            units_left = itertools.chain([False] * self._at_most, itertools.repeat(True))
+            return fill(queue, lambda: next(units_left), *args, **{**options, "left_ns": None})
 
         for owner, name, stock, ours in (
             (Windows, "finish", finish, counted(finish)),
             (Windows, "measure", measure, counted(measure)),
             (PipelineWindows, "finish", wait, in_phase),
-            (RecomputeQueue, "fill", fill, limited),
+            (RecomputeQueue, "fill", fill, held_open),
         ):
             setattr(owner, name, ours)
             self._patched.callback(setattr, owner, name, stock)
