@@ -6,6 +6,7 @@ record that `overlap_recompute.ops.build_info()` reads. Environment:
     OVERLAP_RECOMPUTE_EXTENSION           0: do not build; 1: fail where it cannot be built; unset: build if possible
     OVERLAP_RECOMPUTE_CUDA                0: CPU part alone; 1: fail without nvcc; unset: CUDA where nvcc is found
     OVERLAP_RECOMPUTE_CUDA_ARCHITECTURES  comma-separated, default 80,90,100 (and PTX of the last one)
+    OVERLAP_RECOMPUTE_CUDART              for developers: shared, so that another libcudart can be put in its place
     OVERLAP_RECOMPUTE_SANITIZE            for developers: value of -fsanitize=, e.g. address,undefined
     CUDA_HOME, CXX                        where the toolkit is; which compiler to use
 """
@@ -38,7 +39,8 @@ X86_VARIANTS = {
 }
 # The sources whose host code differs with CUDA; all others are compiled alike.
 KNOW_CUDA = ("kernels/run.cpp", "device/cpu_backend.cpp", "device/cuda_backend.cpp")
-CUDA_LIBRARIES = ("-lcudart_static", "-ldl", "-lrt", "-lpthread")  # never -lcuda: it needs a driver to load
+CUDART = {"static": "-lcudart_static", "shared": "-lcudart"}
+CUDA_LIBRARIES = ("-ldl", "-lrt", "-lpthread")  # never -lcuda: it needs a driver to load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,8 @@ def link(compiler: tuple[str, ...], objects: list[str], target: pathlib.Path, cu
             cuda.home / "targets" / f"{platform.machine()}-linux" / "lib",
             cuda.home / "lib",
         ]
-        command += [*(f"-L{folder}" for folder in folders if folder.is_dir()), *CUDA_LIBRARIES]
+        command += [*(f"-L{folder}" for folder in folders if folder.is_dir())]
+        command += [CUDART[os.environ.get("OVERLAP_RECOMPUTE_CUDART", "static")], *CUDA_LIBRARIES]
     output_of(*command, *([] if extra else ["-Wl,--strip-all"]))
 
 

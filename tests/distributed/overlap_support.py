@@ -12,7 +12,9 @@ import torch
 from megatron.pretrain.config import PretrainConfig, parse_command_line, validate
 from megatron.pretrain.platform import install_platform
 
-install_platform("gloo")
+BACKEND = os.environ.get("OVERLAP_TEST_BACKEND", "gloo")
+"""nccl: on GPUs (tests/gpu/training); the processes of tests/distributed run on CPUs."""
+DEVICE = install_platform(BACKEND)
 
 from megatron.pretrain.data.tokenizers import build_tokenizer, padded_vocab_size  # noqa: E402
 from megatron.pretrain.distributed.initialize import initialize_distributed  # noqa: E402
@@ -27,7 +29,7 @@ from megatron.pretrain.training.step import TrainStep  # noqa: E402
 CPU = torch.device("cpu")
 BASE = (
     "--hidden-size 32 --num-attention-heads 4 --seq-length 16 --micro-batch-size 2 --train-iters 100 --lr 1e-2 "
-    "--distributed-backend gloo --mock-data --vocab-size 64 --num-workers 0"
+    f"--distributed-backend {BACKEND} --mock-data --vocab-size 64 --num-workers 0"
 )
 GPT = "--num-layers 2 --attention-dropout 0 --hidden-dropout 0"
 DROPOUT = "--num-layers 2 --attention-dropout 0.1 --hidden-dropout 0.1"
@@ -41,7 +43,7 @@ MOE = (
     "--moe-token-dispatcher-type alltoall --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2 "
     "--disable-bias-linear"
 )
-STEPS = 5
+STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +84,12 @@ def batches(config: PretrainConfig) -> Iterator[dict[str, torch.Tensor]]:
     shape = config.training.micro_batch_size, config.model.seq_length + 1
     generator = torch.Generator().manual_seed(7)
     while True:
-        tokens = torch.randint(0, 64, shape, generator=generator)
+        tokens = torch.randint(0, 64, shape, generator=generator).to(DEVICE)
         yield {
             "tokens": tokens[:, :-1].contiguous(),
             "labels": tokens[:, 1:].contiguous(),
-            "loss_mask": torch.ones(shape[0], shape[1] - 1),
-            "position_ids": torch.arange(shape[1] - 1).expand(shape[0], -1).contiguous(),
+            "loss_mask": torch.ones(shape[0], shape[1] - 1, device=DEVICE),
+            "position_ids": torch.arange(shape[1] - 1, device=DEVICE).expand(shape[0], -1).contiguous(),
         }
 
 
@@ -97,7 +99,7 @@ def build(config: PretrainConfig) -> TrainingState:
     pp_rank = torch.distributed.get_rank() * config.parallel.pipeline_model_parallel_size // world.world_size
     seed_everything(rank_seed(config.training.seed, pp_rank=pp_rank, dp_rank=0))
     vocab_size = padded_vocab_size(config, build_tokenizer(config))
-    state, _ = build_state(config, build_transformer_config(config), vocab_size, CPU)
+    state, _ = build_state(config, build_transformer_config(config), vocab_size, DEVICE)
     for chunk in state.model:
         chunk.train()
     return state
@@ -115,9 +117,9 @@ def train(*flags: str, steps: int = STEPS) -> Record:
     config = config_of(*flags)
     state = build(config)
     found: list[tuple[torch.Tensor, ...]] = []
-    with open_overlap(config, state.model, CPU) as overlap, contextlib.ExitStack() as stack:
+    with open_overlap(config, state.model, DEVICE) as overlap, contextlib.ExitStack() as stack:
         waits = overlap.pipeline_waits if overlap is not None else None
-        schedule = stack.enter_context(open_pipeline(config, CPU, waits))
+        schedule = stack.enter_context(open_pipeline(config, DEVICE, waits))
         step = TrainStep(
             config, before_update=lambda: found.append(gradients(state)), overlap=overlap, forward_backward=schedule
         )
@@ -129,4 +131,4 @@ def train(*flags: str, steps: int = STEPS) -> Record:
 
 def groups(*flags: str) -> AbstractContextManager[object]:
     """The process groups that these flags ask for."""
-    return initialize_distributed(config_of(*flags), CPU)
+    return initialize_distributed(config_of(*flags), DEVICE)
