@@ -30,4 +30,15 @@ MYPYPATH=tools "$bin/mypy" -p linklab_lib
 if [ $# -gt 0 ]; then
     echo "== pytest $*" && exec "$python" -m pytest "$@"
 fi
-echo "== pytest" && exec "$python" -m pytest -q --durations=15 tests/unit tests/browser tests/distributed tests/slurm tests/gpu
+
+# Tests of one process run beside each other; those that start ranks, hosts or jobs have the machine to themselves.
+workers=$(nproc)
+if [ "$workers" -gt 4 ]; then
+    workers=4
+fi
+status=0
+echo "== pytest, $workers at a time"
+"$python" -m pytest -q -n "$workers" --dist worksteal --durations=15 tests/unit tests/browser || status=$?
+echo "== pytest, one at a time"
+"$python" -m pytest -q --durations=15 tests/distributed tests/slurm tests/gpu || status=$?
+exit "$status"

@@ -41,8 +41,9 @@ class Backend {
 
   // A stream that does not wait for the default stream.
   virtual StreamHandle create_stream(Priority priority) = 0;
-  // Frees the stream; with `wait` not before it has done what was submitted. Without, CUDA frees it later, behind that
-  // work, and the CPU waits all the same. The caller must not be a task of that stream.
+  // Gives the stream back; with `wait` not before it has done what was submitted. Without, the next stream of a CUDA
+  // device may begin behind that work (it is the same one), and the CPU waits all the same. The caller must not be a
+  // task of that stream.
   virtual void destroy_stream(StreamHandle stream, bool wait) = 0;
   virtual EventHandle create_event(bool timed) = 0;
   virtual void destroy_event(EventHandle event) = 0;

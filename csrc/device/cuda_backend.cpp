@@ -2,7 +2,10 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include "device/backend.h"
 #include "device/cuda_check.h"
@@ -14,6 +17,20 @@ namespace {
 cudaStream_t stream_of(StreamHandle handle) { return reinterpret_cast<cudaStream_t>(handle); }
 cudaEvent_t event_of(EventHandle handle) { return reinterpret_cast<cudaEvent_t>(handle); }
 
+// NOTE [ streams are used again ]
+// torch's allocator keeps memory by stream. What a lane has released serves the next lane on the same stream alone, and
+// where segments expand the allocator waits for their stream before it gives them back, though the lane may be long gone.
+// So streams live as long as the process, as those of torch's own pools do.
+struct IdleStreams {
+  std::mutex mutex;
+  std::map<std::pair<int, int>, std::vector<cudaStream_t>> of;  // by device and priority
+};
+
+IdleStreams& idle_streams() {
+  static auto* const idle = new IdleStreams;  // never destroyed: a lane may outlive what is static
+  return *idle;
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device) : device_(device) {}
@@ -22,8 +39,17 @@ class CudaBackend final : public Backend {
     const DeviceScope scope(device_);
     int lowest = 0, highest = 0;
     ORC_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
-    cudaStream_t stream = nullptr;
     const int level = priority == Priority::kLowest ? lowest : highest;
+    {
+      const std::lock_guard<std::mutex> lock(idle_streams().mutex);
+      std::vector<cudaStream_t>& idle = idle_streams().of[{device_, level}];
+      if (!idle.empty()) {
+        const cudaStream_t found = idle.back();
+        idle.pop_back();
+        return reinterpret_cast<StreamHandle>(found);
+      }
+    }
+    cudaStream_t stream = nullptr;
     ORC_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, level));
     return reinterpret_cast<StreamHandle>(stream);
   }
@@ -31,7 +57,10 @@ class CudaBackend final : public Backend {
   void destroy_stream(StreamHandle stream, bool wait) override {
     const DeviceScope scope(device_);
     if (wait) ORC_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
-    ORC_CUDA_CHECK(cudaStreamDestroy(stream_of(stream)));
+    int level = 0;
+    ORC_CUDA_CHECK(cudaStreamGetPriority(stream_of(stream), &level));
+    const std::lock_guard<std::mutex> lock(idle_streams().mutex);
+    idle_streams().of[{device_, level}].push_back(stream_of(stream));
   }
 
   EventHandle create_event(bool timed) override {

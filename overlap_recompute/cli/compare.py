@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
@@ -10,10 +9,12 @@ from overlap_recompute.cli.parser import one_of
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
 from overlap_recompute.cli.room import shortage_text
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, hardware_of, profile_of
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.profile import Layout, Profile
 from overlap_recompute.plan.split import layout_text
 from overlap_recompute.planner.comparison import ARMS, PARTITIONED, STOCK_FULL, ArmResult, run_arms
+from overlap_recompute.planner.infeasible import SEARCHING
 from overlap_recompute.simulator.energy import Prices, TokenCost, token_cost
 from overlap_recompute.simulator.hardware import Hardware
 
@@ -30,7 +31,8 @@ EPILOG = """examples:
 ALL_ARMS = (*ARMS, "opt", *(f"{name}{PARTITIONED}" for name in ("heu", "opt", "adapipe")))
 LEAST_GAIN = 0.005
 """Below it a difference is none: a simulation tells no smaller one."""
-OURS = ("heu", "mix", "opt")
+LEAST_TOLD = 0.0005
+"""Below it a difference would be told as 0.0 %."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +48,8 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     names = arms_of(options.arms)
     profile = profile_of(options)
     budget_bytes, hardware = budget_of(options, profile), hardware_of(options)
-    arms = run_arms(profile, names, budget_bytes, progress=progress_line(out))
+    with StatusLine() as line:
+        arms = run_arms(profile, names, budget_bytes, progress=lambda name: line.show(f"planning {name}"))
     if options.json:
         data = {
             "schema": "comparison/1",
@@ -60,19 +63,12 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
 
 
 def arms_of(text: str) -> tuple[str, ...]:
-    """The arms that a flag names.
+    """The arms that a flag names, each once.
 
     Raises:
         ConfigError: one of them is not known.
     """
-    return tuple(one_of("--arms", name.strip(), ALL_ARMS) for name in text.split(","))
-
-
-def progress_line(out: TextIO) -> Any:
-    """Says on a terminal which arm is being planned; nothing elsewhere."""
-    if not (out.isatty() and sys.stderr.isatty()):
-        return lambda name: None
-    return lambda name: sys.stderr.write(f"\r\033[Kplanning {name} ")
+    return tuple(dict.fromkeys(one_of("--arms", name.strip(), ALL_ARMS) for name in text.split(",")))
 
 
 def devices_of(layout: Layout) -> int:
@@ -129,7 +125,8 @@ def _report(profile: Profile, arms: tuple[ArmResult, ...], budget_bytes: int, ha
     if fitting:
         lines += [*_verdict(fitting), "hidden, exposed: recompute inside and outside of waits, mean of the stages"]
     for row in (row for row in rows if not row["fits"]):
-        lines.append(f"{row['arm']} {'does not fit' if row['is_short_of_memory'] else 'has no plan'}: {row['reason']}")
+        found = row["reason"].removeprefix("found ").partition("; expected ")[0]
+        lines.append(f"{row['arm']} {'does not fit' if row['is_short_of_memory'] else 'has no plan'}: {found}")
     if hardware is not None and fitting:
         lines.append(
             f"kWh, USD: of a billion tokens, all devices, at a stated {hardware.power_w:g} W and "
@@ -140,7 +137,7 @@ def _report(profile: Profile, arms: tuple[ArmResult, ...], budget_bytes: int, ha
 
 def _verdict(rows: list[dict[str, Any]]) -> list[str]:
     """The fastest of ours against the fastest of the others that recompute, in a sentence; nothing without one side."""
-    ours = [row for row in rows if row["arm"].removesuffix(PARTITIONED) in OURS]
+    ours = [row for row in rows if row["arm"].removesuffix(PARTITIONED) in SEARCHING]
     others = [row for row in rows if row not in ours and row["arm"] != "none"]
     if not ours or not others:
         return []
@@ -149,7 +146,8 @@ def _verdict(rows: list[dict[str, Any]]) -> list[str]:
     if gain < LEAST_GAIN:
         recomputed = best["hidden_us"] + best["exposed_us"]
         why = "hides too little to be faster" if recomputed else "recomputes nothing: memory is not short"
-        return [f"no gain: {best['arm']}, the best of ours, is {gain:+.1%} of {other['arm']}; it {why}", ""]
+        pace = f"{abs(gain):.1%} {'faster' if gain > 0 else 'slower'} than" if abs(gain) >= LEAST_TOLD else "as fast as"
+        return [f"no gain: {best['arm']}, the best of ours, is {pace} {other['arm']}; it {why}", ""]
     return [f"{best['arm']} is {gain:.1%} faster than {other['arm']}, the best of the others that recompute", ""]
 
 

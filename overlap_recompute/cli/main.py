@@ -10,7 +10,7 @@ from typing import TextIO
 from overlap_recompute import __version__
 from overlap_recompute.cli.commands import COMMANDS, Command, Entry
 from overlap_recompute.cli.parser import PROGRAM, new_parser
-from overlap_recompute.plan.errors import ConfigError, UserError
+from overlap_recompute.plan.errors import ConfigError, DataError, UserError
 
 DONE, USER_ERROR, INTERRUPTED = 0, 2, 130
 
@@ -33,11 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough (`| head`)
+        _drop_output()
         return DONE
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of what is printed
+            raise
+        _drop_output()
+        found = f"an output that cannot be written ({error.strerror or error})"
+        fault = DataError(found, "room for it", "free some space, or send it elsewhere")
+        sys.stderr.write(f"{PROGRAM}: {fault}\n")
+        return USER_ERROR
     return status
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed vanish: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: Sequence[str], out: TextIO) -> int:

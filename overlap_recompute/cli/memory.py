@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,11 +10,13 @@ from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.counting import count_model
 from overlap_recompute.cli.memory_choice import Choice, choice_of
 from overlap_recompute.cli.parser import one_of, whole_number
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.counted import CountedModel, memory_profile
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.memory import MARGIN_FRACTION, stage_memory
 from overlap_recompute.plan.plan_file import MEMORY_TERMS, MemoryTable
+from overlap_recompute.plan.validation import read_plan
 from overlap_recompute.schedules import in_flight_microbatches, pipeline_schedule
 
 DESCRIPTION = """Say how much memory a rank of each pipeline stage takes at most, term by term, in MiB.
@@ -53,8 +54,11 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     world_size = whole_number("--world-size", options.world_size, 0)
     base_bytes = whole_number("--base-mib", options.base_mib, 0) * MIB
     communication_bytes = whole_number("--communication-mib", options.communication_mib, 0) * MIB
-    _say("counting the model ...")
-    counted = count_model(options.words, device=device, world_size=world_size)
+    if options.plan is not None:
+        read_plan(options.plan)  # what is wrong with it is said before the model is counted
+    with StatusLine() as line:
+        line.show("counting the model ...")
+        counted = count_model(options.words, device=device, world_size=world_size)
     choice = choice_of(counted, options.words, options.plan)
     tables = memory_tables(counted, choice, base_bytes=base_bytes, communication_bytes=communication_bytes)
     out.write(_json(counted, choice, tables) if options.json else _text(counted, choice, tables))
@@ -93,11 +97,6 @@ def memory_tables(
         )
         for stage in range(stages)
     )
-
-
-def _say(message: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(message + "\n")
 
 
 def _text(counted: CountedModel, choice: Choice, tables: tuple[MemoryTable, ...]) -> str:

@@ -4,15 +4,16 @@ import argparse
 import dataclasses
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.launch import launch_command
+from overlap_recompute.cli.outputs import check_outputs
 from overlap_recompute.cli.parser import one_of, whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms, layer_lines
 from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.errors import ConfigError
@@ -23,7 +24,6 @@ from overlap_recompute.planner import PLANNERS, make_plan
 from overlap_recompute.planner.comparison import FASTER, STOCK_FULL, ArmResult, run_arms
 from overlap_recompute.planner.explain import stage_facts
 from overlap_recompute.planner.partition import best_split
-from overlap_recompute.planner.progress import Progress
 
 DESCRIPTION = """\
 Decide what every pipeline stage keeps, what it recomputes and in which wait, for a memory budget: prints the decision
@@ -57,17 +57,17 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     """Plan, write the plan, and say what it does."""
     planner = one_of("--planner", options.planner, PLANNERS)
     limit_s = whole_number("--time-limit-s", options.time_limit_s, 1)
+    check_outputs({"--output": options.output}, [options.profile])
     profile = profile_of(options)
     budget_bytes = budget_of(options, profile)
-    profile = _with_microbatches(profile, options.microbatches)
-    split = _split(options, profile, budget_bytes, planner)
-    progress = _progress(out) if planner == "opt" else None
-    plan = make_plan(
-        profile, planner=planner, budget_bytes=budget_bytes, split=split, progress=progress, time_limit_s=limit_s
-    )
     baselines: tuple[ArmResult, ...] = ()
-    if not options.no_baselines:
-        baselines = run_arms(profile, BASELINES, budget_bytes, split)
+    with StatusLine() as line:
+        split = _split(options, profile, budget_bytes, planner)
+        plan = make_plan(
+            profile, planner=planner, budget_bytes=budget_bytes, split=split, progress=line.show, time_limit_s=limit_s
+        )
+        if not options.no_baselines:
+            baselines = run_arms(profile, BASELINES, budget_bytes, split, lambda name: line.show(f"planning {name}"))
     if options.output is not None:
         write_record(options.output, plan)
     command = launch_command(profile, plan, options.output or Path("plan.json"))
@@ -75,16 +75,10 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
         out.write(json.dumps(_as_json(plan, baselines, command), indent=2) + "\n")
     else:
         out.write(_report(profile, plan, baselines))
-        out.write(f"\ntrain with:\n  {shlex.join(command)}\n" if command else "")
+        own = " (the flags of the profiled run: put in your own --train-iters)" if "--train-iters" in command else ""
+        out.write(f"\ntrain with{own}:\n  {shlex.join(command)}\n" if command else "")
         out.write(f"\nwrote {options.output}\n" if options.output is not None else "")
     return 0
-
-
-def _with_microbatches(profile: Profile, text: str | None) -> Profile:
-    if text is None:
-        return profile
-    layout = dataclasses.replace(profile.layout, microbatches=whole_number("--microbatches", text, 1))
-    return dataclasses.replace(profile, layout=layout)
 
 
 def _split(options: argparse.Namespace, profile: Profile, budget_bytes: int, planner: str) -> Split | None:
@@ -95,18 +89,6 @@ def _split(options: argparse.Namespace, profile: Profile, budget_bytes: int, pla
     if options.partition:
         return best_split(profile, budget_bytes, stages=stages, planner=FASTER.get(planner, planner))
     return None if stages is None else even_split(len(profile.layers), stages, profile.layout.chunks)
-
-
-def _progress(out: TextIO) -> Any:
-    """Bound and gap on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(state: Progress) -> None:
-        sys.stderr.write(f"\r\033[K{state}")
-        sys.stderr.flush()
-
-    return show
 
 
 def _as_json(plan: Plan, baselines: tuple[ArmResult, ...], command: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`overlap-recompute profile`: measure a profile with a short run, or show one."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from overlap_recompute.cli.commands import Command
+from overlap_recompute.cli.outputs import check_outputs
 from overlap_recompute.cli.parser import whole_number
 from overlap_recompute.cli.profile_texts import profile_text
 from overlap_recompute.plan.codec import to_text
@@ -74,7 +76,14 @@ def measure(options: argparse.Namespace) -> None:
         warm_up=whole_number("--warmup", options.warmup, 1),
         iterations=whole_number("--iterations", options.iterations, 1),
     )
-    sys.stderr.write(f"runs {options.nproc} rank(s): {' '.join(command)}\n")
+    check_outputs({"--output": options.output})
+    if not TRAINER.is_file():
+        raise UserError(
+            f"no trainer at {TRAINER}",
+            "pretrain_gpt.py beside the package",
+            "use a clone that pip install -e installed",
+        )
+    sys.stderr.write(f"runs {options.nproc} rank(s): {shlex.join(command)}\n")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     if done.returncode:
         raise UserError(

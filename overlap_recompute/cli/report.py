@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
-from overlap_recompute.cli.compare import arms_of, as_data, progress_line
+from overlap_recompute.cli.compare import arms_of, as_data
+from overlap_recompute.cli.outputs import check_outputs
 from overlap_recompute.cli.parser import one_of
 from overlap_recompute.cli.report_trace import RunTrace, open_trace
 from overlap_recompute.cli.room import shortage_text
-from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_of
+from overlap_recompute.cli.sources import add_budget_arguments, add_source_arguments, budget_of, profile_and_plan
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.files import save_text
@@ -23,6 +25,7 @@ from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import check_plan_fits, read_plan
 from overlap_recompute.planner.comparison import ARMS, ArmResult, run_arm, run_arms
+from overlap_recompute.planner.infeasible import SEARCHING
 from overlap_recompute.report import Arm, Report, compared, render
 from overlap_recompute.simulator import simulate
 
@@ -36,7 +39,6 @@ EPILOG = """examples:
   overlap-recompute report profile.json plan.json --trace runs/trace --output report.html
   overlap-recompute report --model gpt-7b --hardware a100-40gb-nvlink --tensor-parallel 4 --output report.html
 """
-OURS = ("heu", "mix", "opt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +64,9 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     names = arms_of(options.arms)
     if options.draw is not None:
         one_of("--draw", options.draw, names)
+    check_outputs({"--output": options.output}, [options.profile, options.plan, options.trace])
     command = f"overlap-recompute {shlex.join(sys.argv[1:])}"
-    profile, plan_path = _sources(options, command)
+    profile, plan_path = profile_and_plan(options, command)
     if options.draw is not None and (plan_path or options.trace) is not None:
         found = "a plan" if plan_path is not None else "--trace"
         raise ConfigError(f"--draw and {found}", "one of the two", "leave out --draw")
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     if trace is not None:
         profile, plan = trace.profile, trace.plan
     given = None if plan is None else _given(plan, profile, plan_path)
-    results, budget_bytes = _arms(options, profile, names, given, out)
+    results, budget_bytes = _arms(options, profile, names, given)
     drawn = _drawn(options, results, given, trace)
     report = Report(
         title=options.title or f"{profile.model}: recompute at {budget_bytes / (1 << 30):.3g} GiB a rank",
@@ -93,14 +96,6 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     return 0
 
 
-def _sources(options: argparse.Namespace, command: str) -> tuple[Profile, Path | None]:
-    """Profile and plan; with --model and --hardware the only file that is named is the plan."""
-    computed = options.model is not None and options.hardware is not None and options.plan is None
-    if not computed:
-        return profile_of(options, command), options.plan
-    return profile_of(argparse.Namespace(**{**vars(options), "profile": None}), command), options.profile
-
-
 def _plan(path: Path, profile: Profile) -> Plan:
     plan = read_plan(path)
     check_plan_fits(plan, profile, str(path))
@@ -113,7 +108,7 @@ def _given(plan: Plan, profile: Profile, path: Path | None) -> ArmResult:
 
 
 def _arms(
-    options: argparse.Namespace, profile: Profile, names: Sequence[str], given: ArmResult | None, out: TextIO
+    options: argparse.Namespace, profile: Profile, names: Sequence[str], given: ArmResult | None
 ) -> tuple[list[ArmResult], int]:
     """All arms, that which was given first, and the budget: without a flag that of the plan."""
     asked = options.memory_gib is not None or options.memory_share is not None
@@ -121,10 +116,9 @@ def _arms(
         budget_bytes = given.plan.budget_bytes
     else:
         budget_bytes = budget_of(options, profile)
-    results = [
-        *([given] if given is not None else []),
-        *run_arms(profile, names, budget_bytes, progress=progress_line(out)),
-    ]
+    with StatusLine() as line:
+        found = run_arms(profile, names, budget_bytes, progress=lambda name: line.show(f"planning {name}"))
+    results = [*([given] if given is not None else []), *found]
     if all(arm.result is None for arm in results):
         short = shortage_text(profile, budget_bytes)
         raise FileError(f"no arm that fits: {short}", "at least one", "use more ranks, or more memory")
@@ -144,7 +138,7 @@ def _drawn(
         if options.draw not in [arm.name for arm in fitting]:
             raise FileError(f"--draw {options.draw}, which does not fit", "an arm that fits", "draw another arm")
         return str(options.draw)
-    ours = [arm for arm in fitting if arm.name.partition("+")[0] in OURS] or fitting
+    ours = [arm for arm in fitting if arm.name.partition("+")[0] in SEARCHING] or fitting
     return min(ours, key=lambda arm: arm.result.iteration_us if arm.result is not None else 0.0).name
 
 

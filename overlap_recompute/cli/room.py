@@ -22,16 +22,16 @@ def shortage_text(profile: Profile, budget_bytes: int) -> str:
     """What is short, by how much, and where it goes; for a budget in which nothing that was asked for fits."""
     least = least_bytes(profile)
     if least <= budget_bytes:
-        return f"with all recomputed a rank needs {_gib(least)} of {_gib(budget_bytes)}: add the arm full, or mix"
+        return f"with all recomputed a rank needs {_size(least)} of {_size(budget_bytes)}: add the arm full, or mix"
     terms = max(make_plan(profile, "full", _ENDLESS_BYTES).stages, key=lambda stage: stage.predicted.memory.total_bytes)
     table = terms.predicted.memory
     state = table.parameters_bytes + table.gradients_bytes + table.optimizer_bytes
-    short = _gib(least - budget_bytes)
+    short = _size(least - budget_bytes)
     return (
-        f"even with all recomputed a rank needs {_gib(least)}, {short} more than {_gib(budget_bytes)}; "
-        f"{_gib(state)} of it are weights, gradients and optimizer"
+        f"even with all recomputed a rank needs {_size(least)}, {short} more than {_size(budget_bytes)}; "
+        f"{_size(state)} of it are weights, gradients and optimizer"
     )
 
 
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / BYTES_PER_GIB:.1f} GiB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / BYTES_PER_GIB:.1f} GiB" if nbytes >= BYTES_PER_GIB else f"{nbytes / (1 << 20):.1f} MiB"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
-from overlap_recompute.cli.parser import one_of, whole_number
+from overlap_recompute.cli.parser import one_of, refuse_idle, value_of, whole_number
 from overlap_recompute.cli.schedule_texts import DESCRIPTION, EPILOG, FLAGS
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.actions import COMPUTE, Grid, Kind, format_actions
@@ -35,6 +35,8 @@ ALL, ON_DEMAND = "all", "on-demand"
 ORDERS = ("only", "all")
 SIZES = ("--pp", "--vpp", "--microbatches", "--group-size")
 MOST_PASSES = 20_000
+MOST_CELLS = 1_000_000
+"""Of the picture: ranks times slots."""
 MOST_SLOTS = 1000
 """Of one action in the picture."""
 
@@ -78,12 +80,14 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
 def _schedule(options: argparse.Namespace) -> _Schedule:
     grid, title = _read(options) if options.from_csv else _build(options)
     recompute = bool(options.recompute) or any(action.kind is Kind.R for row in grid for action in row)
+    if not recompute:
+        refuse_idle(options, ("--recompute-ahead", "--recompute-slots"), "and no recompute", "it with recompute")
     costs = _costs(options, recompute)
     return _Schedule(grid=grid, shape=shape_of(grid), title=title, costs=costs, timeline=timeline(grid, costs))
 
 
 def _read(options: argparse.Namespace) -> tuple[Grid, str]:
-    given = [flag for flag in (*SIZES, "--recompute") if _value(options, flag) is not None]
+    given = [flag for flag in (*SIZES, "--recompute", "--recompute-ahead") if value_of(options, flag) is not None]
     given += ["--forward-only"] * options.forward_only
     if given:
         raise ConfigError(f"--from-csv with {given[0]}", "a file or a layout", f"remove {given[0]} or --from-csv")
@@ -92,7 +96,7 @@ def _read(options: argparse.Namespace) -> tuple[Grid, str]:
 
 
 def _build(options: argparse.Namespace) -> tuple[Grid, str]:
-    missing = [flag for flag in ("--pp", "--microbatches") if _value(options, flag) is None]
+    missing = [flag for flag in ("--pp", "--microbatches") if value_of(options, flag) is None]
     if missing:
         raise ConfigError(f"no {' and no '.join(missing)}", "the size of a pipeline, or --from-csv", "add the flags")
     pp = whole_number("--pp", options.pp, 1)
@@ -117,7 +121,7 @@ def _build(options: argparse.Namespace) -> tuple[Grid, str]:
 
 def _recompute(options: argparse.Namespace) -> RecomputeAhead | None:
     """Which waits to fill; None: no recompute, or all of it on demand."""
-    depth = whole_number("--recompute-ahead", options.recompute_ahead, 1)
+    depth = whole_number("--recompute-ahead", options.recompute_ahead or "1", 1)
     names = [phase.value for phase in Phase]
     words = options.recompute.split(",") if options.recompute else []
     for word in words:
@@ -141,10 +145,6 @@ def _costs(options: argparse.Namespace, recompute: bool) -> Costs:
     )
 
 
-def _value(options: argparse.Namespace, flag: str) -> Any:
-    return getattr(options, flag.removeprefix("--").replace("-", "_"))
-
-
 def _lists(grid: Grid, order: str) -> str:
     kinds = {*COMPUTE, Kind.R} if order == "only" else set(Kind)
     rows = [format_actions(action for action in row if action.kind in kinds) for row in grid]
@@ -153,13 +153,17 @@ def _lists(grid: Grid, order: str) -> str:
 
 def _report(schedule: _Schedule, width: int) -> str:
     costs, times = schedule.costs, schedule.timeline
+    if times.length_slots * len(schedule.grid) > MOST_CELLS:
+        raise ConfigError(
+            f"a picture of {len(schedule.grid)} ranks times {times.length_slots} slots",
+            f"at most {MOST_CELLS} cells",
+            "choose fewer ranks, microbatches or slots, or --order or --json, which draw nothing",
+        )
     lengths = f"F = {costs.forward_slots}, B = {costs.backward_slots}"
     lengths += f", recompute = {costs.recompute_slots}" if costs.recompute_slots else ""
     lengths += f", transfer = {costs.transfer_slots}" if costs.transfer_slots else ""
     header = ["rank", "in flight", "by chunk", "bubble slots", *["hidden R", "exposed R"] * bool(costs.recompute_slots)]
-    rows = [
-        [str(cell) for cell in _figures(schedule, rank).values()][: len(header)] for rank in range(len(schedule.grid))
-    ]
+    rows = [[str(cell) for cell in figures.values()][: len(header)] for figures in _figures(schedule)]
     total = f"{times.length_slots} slots with {lengths}; bubble {100 * times.bubble_fraction:.1f} %"
     legend = "0F3: forward pass of model chunk 0 on microbatch 3; B backward pass; = goes on; . idle"
     legend += "\n0R3: recompute ahead for 0B3, in a wait; 0R3!: exposed recompute" if costs.recompute_slots else ""
@@ -168,26 +172,32 @@ def _report(schedule: _Schedule, width: int) -> str:
     return "\n".join([schedule.title, "", drawing, "", legend, "", table(header, rows), "", total, note, ""])
 
 
-def _figures(schedule: _Schedule, rank: int) -> dict[str, Any]:
-    held, times = in_flight_microbatches(schedule.grid[rank]), schedule.timeline
-    return {
-        "rank": rank,
-        "peak_in_flight": held.peak,
-        "peak_in_flight_by_chunk": "+".join(map(str, held.peak_by_chunk)),
-        "bubble_slots": times.bubble_slots[rank],
-        "hidden_recompute_slots": times.hidden_recompute_slots[rank],
-        "exposed_recompute_slots": times.exposed_recompute_slots[rank],
-    }
+def _figures(schedule: _Schedule) -> list[dict[str, Any]]:
+    times = schedule.timeline
+    slots = zip(times.bubble_slots, times.hidden_recompute_slots, times.exposed_recompute_slots, strict=True)
+    return [
+        {
+            "rank": rank,
+            "peak_in_flight": held.peak,
+            "peak_in_flight_by_chunk": "+".join(map(str, held.peak_by_chunk)),
+            "bubble_slots": bubble_slots,
+            "hidden_recompute_slots": hidden_slots,
+            "exposed_recompute_slots": exposed_slots,
+        }
+        for rank, (held, (bubble_slots, hidden_slots, exposed_slots)) in enumerate(
+            zip(map(in_flight_microbatches, schedule.grid), slots, strict=True)
+        )
+    ]
 
 
 def _as_json(schedule: _Schedule) -> dict[str, Any]:
     ranks = [
         {
-            **_figures(schedule, rank),
+            **figures,
             "peak_in_flight_by_chunk": in_flight_microbatches(row).peak_by_chunk,
             "actions": [str(action) for action in row],
         }
-        for rank, row in enumerate(schedule.grid)
+        for figures, row in zip(_figures(schedule), schedule.grid, strict=True)
     ]
     times = schedule.timeline
     return {

@@ -50,7 +50,6 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     },
     "--recompute-ahead": {
         "metavar": "N",
-        "default": "1",
         "help": "how many backward passes one wait may prepare; more fills longer waits and holds more memory (1)",
     },
     "--forward-slots": {"metavar": "N", "default": "1", "help": "length of F in the picture (1)"},

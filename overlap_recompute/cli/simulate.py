@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
+from overlap_recompute.cli.outputs import check_outputs
+from overlap_recompute.cli.parser import one_of, refuse_idle
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
 from overlap_recompute.cli.sources import (
     add_budget_arguments,
     add_source_arguments,
     budget_of,
     microbatches_of,
-    profile_of,
+    profile_and_plan,
 )
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
@@ -23,7 +25,7 @@ from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.split import layout_text
 from overlap_recompute.plan.validation import check_plan_fits, read_plan
-from overlap_recompute.planner import make_plan
+from overlap_recompute.planner import PLANNERS, make_plan
 from overlap_recompute.simulator import SimulationResult, simulate
 from overlap_recompute.simulator.chrome import spans_csv, stages_csv, trace_text
 from overlap_recompute.simulator.pictures import draw
@@ -62,8 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, out: TextIO) -> int:
     """Simulate and write what was asked for."""
-    profile = load_profile(options)
-    plan = _plan(options, profile)
+    outputs = {"--trace": options.trace, "--csv": options.csv, "--stages-csv": options.stages_csv}
+    check_outputs(outputs, [options.profile, options.plan])
+    profile, path = profile_and_plan(options)
+    plan = _plan(options, profile, path)
     passes = 2 * plan.layout.microbatches * plan.layout.chunks * len(plan.stages)
     draws = options.picture or (not options.json and out.isatty() and passes <= MOST_DRAWN)
     timeline = draws or options.trace is not None or options.csv is not None
@@ -79,28 +83,15 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     return 0
 
 
-def load_profile(options: argparse.Namespace) -> Profile:
-    """The profile that the flags name: a file, or a model on hardware."""
-    profile = None if _is_computed(options) else options.profile
-    return profile_of(argparse.Namespace(**{**vars(options), "profile": profile}))
-
-
-def _is_computed(options: argparse.Namespace) -> bool:
-    """With --model and --hardware the only file that is named is the plan."""
-    return options.model is not None and options.hardware is not None and options.plan is None
-
-
-def _plan(options: argparse.Namespace, profile: Profile) -> Plan:
-    path = options.profile if _is_computed(options) else options.plan
+def _plan(options: argparse.Namespace, profile: Profile, path: Path | None) -> Plan:
     if (path is None) == (options.planner is None):
         found = "neither a plan nor --planner" if path is None else f"the plan {path} and --planner"
         raise ConfigError(found, "one of the two", "name a plan file, or a planner that makes one")
     if path is None:
-        plan = make_plan(profile, planner=options.planner, budget_bytes=budget_of(options, profile))
+        planner = one_of("--planner", options.planner, PLANNERS)
+        plan = make_plan(profile, planner=planner, budget_bytes=budget_of(options, profile))
     else:
-        for flag, value in (("--memory-gib", options.memory_gib), ("--memory-share", options.memory_share)):
-            if value is not None:
-                raise ConfigError(f"{flag} with a plan", "it with --planner only", "leave it out")
+        refuse_idle(options, ("--memory-gib", "--memory-share"), "with a plan", "it with --planner only")
         plan = read_plan(path)
         check_plan_fits(plan, profile, str(path))
     if options.microbatches is None:

@@ -4,17 +4,18 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from overlap_recompute.cli.parser import whole_number
+from overlap_recompute.cli.parser import refuse_idle, value_of, whole_number
 from overlap_recompute.cli.room import BYTES_PER_GIB, needed_bytes
+from overlap_recompute.plan.device import DEVICE_SHARE, planned_bytes
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.profile import MOST_MICROBATCHES, Profile
 from overlap_recompute.plan.validation import read_profile
-from overlap_recompute.simulator.analytic_options import MOST_MICROBATCHES, profile_from_options
+from overlap_recompute.simulator.analytic_options import profile_from_options
 from overlap_recompute.simulator.hardware import Hardware
 from overlap_recompute.simulator.hardware_file import hardware_from
 
-DEVICE_SHARE = 0.94
-"""Of a device's memory that a plan uses when nobody says otherwise: the rest is for what the model does not count."""
+NAMES = ("--model", "--hardware")
+CHOICES = ("--sequence-parallel", "--attention")
 MOST_GIB = 1 << 20
 """A PiB for one rank."""
 SIZES = {
@@ -38,7 +39,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, text in SIZES.items():
         group.add_argument(flag, metavar="N", help=text)
     group.add_argument("--sequence-parallel", action="store_true", help="as Megatron's flag of this name")
-    group.add_argument("--attention", metavar="NAME", default="flash", help="flash (default) or unfused")
+    group.add_argument("--attention", metavar="NAME", help="flash (default) or unfused")
 
 
 def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
@@ -47,17 +48,15 @@ def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
     Raises:
         UserError: none or two are named, the file cannot be used, or the names are not known.
     """
-    named = [flag for flag in ("--model", "--hardware", *SIZES) if value_of(options, flag) is not None]
     if options.profile is not None:
-        allowed = [flag for flag in named if flag != "--microbatches"]
-        if allowed:
-            raise ConfigError(f"a profile file and {allowed[0]}", "one of the two", f"leave out {allowed[0]}")
+        computed = [flag for flag in (*NAMES, *SIZES, *CHOICES) if flag != "--microbatches"]
+        refuse_idle(options, computed, "and a profile file", "one of the two")
         profile = read_profile(options.profile)
         if options.microbatches is None:
             return profile
         layout = dataclasses.replace(profile.layout, microbatches=microbatches_of(options.microbatches))
         return dataclasses.replace(profile, layout=layout)
-    missing = [flag for flag in ("--model", "--hardware") if value_of(options, flag) is None]
+    missing = [flag for flag in NAMES if value_of(options, flag) is None]
     if missing:
         raise ConfigError(f"no profile file and no {missing[0]}", "one of them", "name a file, or a model and hardware")
     sizes = {
@@ -69,10 +68,23 @@ def profile_of(options: argparse.Namespace, command: str = "") -> Profile:
         model=options.model,
         hardware=options.hardware,
         sequence_parallel=options.sequence_parallel,
-        attention=options.attention,
+        attention=options.attention or "flash",
         command=command,
         **sizes,  # type: ignore[arg-type]
     )
+
+
+def profile_and_plan(options: argparse.Namespace, command: str = "") -> tuple[Profile, Path | None]:
+    """The profile, and the plan's path if one is named behind it.
+
+    With --model and --hardware the only file that is named is the plan.
+
+    Raises:
+        UserError: as `profile_of`.
+    """
+    if options.plan is not None or any(value_of(options, flag) is None for flag in NAMES):
+        return profile_of(options, command), options.plan
+    return profile_of(argparse.Namespace(**{**vars(options), "profile": None}), command), options.profile
 
 
 def microbatches_of(text: str) -> int:
@@ -114,7 +126,7 @@ def budget_of(options: argparse.Namespace, profile: Profile) -> int:
         hardware = hardware_of(options)
         if hardware is None:
             raise ConfigError("no --memory-gib", "the memory of one rank", "add --memory-gib X, or --memory-share X")
-        return int(hardware.memory_bytes * DEVICE_SHARE)
+        return planned_bytes(hardware.memory_bytes)
     return gib_in_bytes("--memory-gib", options.memory_gib)
 
 
@@ -142,8 +154,3 @@ def gib_in_bytes(flag: str, text: str) -> int:
     if not 0 < gib <= MOST_GIB:
         raise ConfigError(f"{flag} {text}", f"a size in GiB above 0, at most {MOST_GIB}", f"correct {flag}")
     return int(gib * BYTES_PER_GIB)
-
-
-def value_of(options: argparse.Namespace, flag: str) -> object:
-    """The value of a flag; None if it was not given."""
-    return getattr(options, flag.removeprefix("--").replace("-", "_"))

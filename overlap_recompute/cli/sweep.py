@@ -5,31 +5,32 @@ import csv
 import dataclasses
 import io
 import json
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from overlap_recompute.cli import sweep_sensitivity
 from overlap_recompute.cli.commands import Command
-from overlap_recompute.cli.compare import arms_of, as_data
-from overlap_recompute.cli.parser import whole_number
+from overlap_recompute.cli.compare import ALL_ARMS, arms_of, as_data
+from overlap_recompute.cli.outputs import check_outputs
+from overlap_recompute.cli.parser import refuse_idle, value_of, whole_number
 from overlap_recompute.cli.plan_texts import in_mib, in_ms
 from overlap_recompute.cli.room import least_bytes, shortage_text
-from overlap_recompute.cli.sources import DEVICE_SHARE
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.cli.tables import table
+from overlap_recompute.plan.device import DEVICE_SHARE, planned_bytes
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.files import save_text
 from overlap_recompute.plan.presets import preset_named
-from overlap_recompute.planner.comparison import ARMS
-from overlap_recompute.planner.sweeps import Grid, Point, count, sweep
-from overlap_recompute.simulator.analytic_options import MOST_MICROBATCHES
+from overlap_recompute.plan.profile import MOST_MICROBATCHES
+from overlap_recompute.planner.sweeps import Grid, Point, count, refusal, sweep
 from overlap_recompute.simulator.hardware_file import hardware_from
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Simulate every combination of models, hardware, parallel sizes and micro-batches with every arm, and show the best of
 each arm: memory that an arm frees may buy a larger micro-batch, or a smaller parallel size.
-Every GPU that tensor and pipeline parallelism leave is data parallelism. Nothing is measured: all is simulated.
+Every GPU that tensor and pipeline parallelism leave is data parallelism. A plan may use {DEVICE_SHARE:.0%} of a
+device's memory. Nothing is measured: all is simulated.
 With --sensitivity: where the gain over recompute on demand vanishes as links and devices change, and how wrong a
 profile may be before the plan made for it loses.
 """
@@ -40,24 +41,28 @@ EPILOG = """examples:
   overlap-recompute sweep --sensitivity --models gpt-13b --hardware a100-40gb-pcie --tensor-parallel 4 \\
       --pipeline-parallel 2 --micro-batch 4 --memory-share 0.1
 """
-LISTS = {
-    "--tensor-parallel": ("1,2,4,8", "sizes"),
-    "--pipeline-parallel": ("1,2,4", "sizes"),
-    "--micro-batch": ("1,2,4", "sizes"),
+DEFAULTS = {
+    "--gpus": "16",
+    "--tensor-parallel": "1,2,4,8",
+    "--pipeline-parallel": "1,2,4",
+    "--micro-batch": "1,2,4",
+    "--global-batch": "128",
+    "--arms": "none,stock-full,full,selective,checkmate,adapipe,mix",
 }
+"""Of a sweep. The flags themselves have none, so that one that does nothing can be told."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--models", metavar="NAME,...", help="model presets (docs/presets.md)")
     parser.add_argument("--hardware", metavar="NAME,...", help="hardware by name or .yaml file (docs/hardware.md)")
-    parser.add_argument("--gpus", metavar="N", default="16", help="of the job (16)")
-    for flag, (default, text) in LISTS.items():
-        parser.add_argument(flag, metavar="N,...", default=default, help=f"{text} ({default})")
-    parser.add_argument("--global-batch", metavar="N", default="128", help="sequences of an iteration (128)")
+    parser.add_argument("--gpus", metavar="N", help=f"of the job ({DEFAULTS['--gpus']})")
+    for flag in ("--tensor-parallel", "--pipeline-parallel", "--micro-batch"):
+        parser.add_argument(flag, metavar="N,...", help=f"sizes ({DEFAULTS[flag]})")
+    batch = f"sequences of an iteration ({DEFAULTS['--global-batch']})"
+    parser.add_argument("--global-batch", metavar="N", help=batch)
     parser.add_argument("--sequence", metavar="N", help="tokens of a sequence (each preset's)")
-    parser.add_argument("--arms", metavar="NAME,...", default="none,stock-full,full,selective,checkmate,adapipe,mix",
-                        help=f"of {', '.join(ARMS)}")  # fmt: skip
+    parser.add_argument("--arms", metavar="NAME,...", help=f"of {', '.join(ALL_ARMS)} ({DEFAULTS['--arms']})")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write every point")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
     sweep_sensitivity.add_arguments(parser)
@@ -67,6 +72,8 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     """Sweep and write the best of each arm, or the table of sensitivity."""
     if options.sensitivity is not None:
         return sweep_sensitivity.run_sensitivity(options, out)
+    refuse_idle(options, sweep_sensitivity.FLAGS, "without --sensitivity", "it with --sensitivity only")
+    check_outputs({"--csv": options.csv})
     for flag in ("models", "hardware"):
         if getattr(options, flag) is None:
             raise ConfigError(f"no --{flag}", "at least one name", f"add --{flag}, or --sensitivity PROFILE")
@@ -78,14 +85,13 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     grid = Grid(
         models=models,
         hardware=hardware,
-        gpus=whole_number("--gpus", options.gpus, 1),
-        tensor_parallel=_numbers("--tensor-parallel", options.tensor_parallel),
-        pipeline_parallel=_numbers("--pipeline-parallel", options.pipeline_parallel),
-        micro_batch=_numbers("--micro-batch", options.micro_batch),
-        global_batch=whole_number("--global-batch", options.global_batch, 1, MOST_MICROBATCHES),
+        gpus=whole_number("--gpus", _text(options, "--gpus"), 1),
+        tensor_parallel=_numbers("--tensor-parallel", options),
+        pipeline_parallel=_numbers("--pipeline-parallel", options),
+        micro_batch=_numbers("--micro-batch", options),
+        global_batch=whole_number("--global-batch", _text(options, "--global-batch"), 1, MOST_MICROBATCHES),
         sequence=None if options.sequence is None else whole_number("--sequence", options.sequence, 1),
-        arms=arms_of(options.arms),
-        memory_share=DEVICE_SHARE,
+        arms=arms_of(_text(options, "--arms")),
     )
     points = list(_with_progress(sweep(grid), count(grid)))
     rows = [_as_row(point) for point in points]
@@ -103,16 +109,21 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(","))
 
 
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
-    return tuple(whole_number(flag, word, 1) for word in _words(text))
+def _text(options: argparse.Namespace, flag: str) -> str:
+    given = value_of(options, flag)
+    return DEFAULTS[flag] if given is None else str(given)
 
 
-def _with_progress(points: Iterable[Point], total: int) -> Iterable[Point]:
-    if not sys.stderr.isatty():
-        return points
-    from tqdm import tqdm  # noqa: PLC0415
+def _numbers(flag: str, options: argparse.Namespace) -> tuple[int, ...]:
+    return tuple(whole_number(flag, word, 1) for word in _words(_text(options, flag)))
 
-    return tqdm(points, total=total, unit="point", leave=False)
+
+def _with_progress(points: Iterable[Point], total: int) -> Iterator[Point]:
+    with StatusLine() as line:
+        line.show(f"0 of {total} points")
+        for number, point in enumerate(points, start=1):
+            line.show(f"{number} of {total} points")
+            yield point
 
 
 def _as_row(point: Point) -> dict[str, Any]:
@@ -141,7 +152,8 @@ def _report(rows: list[dict[str, Any]], points: list[Point], grid: Grid) -> str:
             lines += ["", f"{model} on {hardware}:", _best_table(best, grid.arms)]
             if not best:
                 tried = [point for point in points if (point.model, point.hardware) == (model, hardware)]
-                lines.append(_nearest(tried, grid))
+                none = f"no layout of these sizes is one of this model: {refusal(grid, model, hardware)}"
+                lines.append(_nearest(tried, grid) if tried else none)
     notes = (
         "every figure is simulated; peak: of the fullest rank; USD: of a billion tokens, all devices (docs/hardware.md)"
     )
@@ -150,11 +162,9 @@ def _report(rows: list[dict[str, Any]], points: list[Point], grid: Grid) -> str:
 
 def _nearest(points: list[Point], grid: Grid) -> str:
     """Where nothing fits: the configuration that comes closest, and what it lacks."""
-    if not points:
-        return "no layout of these sizes is one of this model: its heads and layers cannot be shared so"
     first = {_sizes(point): point for point in reversed(points) if point.arm.name == grid.arms[0]}
     closest = min(first.values(), key=lambda point: least_bytes(point.arm.profile))
-    budget_bytes = int(hardware_from(closest.hardware).memory_bytes * grid.memory_share)
+    budget_bytes = planned_bytes(hardware_from(closest.hardware).memory_bytes)
     text = shortage_text(closest.arm.profile, budget_bytes)
     return f"nothing fits; closest is {_sizes(closest)}: {text}; use more --gpus, and larger parallel sizes"
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from overlap_recompute.cli.parser import one_of
+from overlap_recompute.cli.parser import one_of, refuse_idle, whole_number
 from overlap_recompute.cli.sources import budget_of
+from overlap_recompute.cli.status_line import StatusLine
 from overlap_recompute.cli.tables import table
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import Profile
@@ -25,6 +26,11 @@ LEAST_GAIN = 1.01
 LEAST_STALE_GAIN = 0.995
 """Below it a plan has lost: the simulator tells no smaller difference."""
 SIZES = ("tensor_parallel", "pipeline_parallel", "micro_batch")
+FLAGS = ("--planner", "--baseline", "--memory-gib", "--memory-share")
+"""That need --sensitivity."""
+OF_A_SWEEP = ("--gpus", "--global-batch", "--arms", "--csv")
+OF_A_MODEL = ("--models", "--hardware", "--tensor-parallel", "--pipeline-parallel", "--micro-batch", "--sequence")
+PLANNER, BASELINE = "mix", "adapipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitivity", metavar="PROFILE", type=Path, nargs="?", const=COMPUTED,
         help="of a profile; without a file of one model on one hardware with one layout, named by the flags above",
     )  # fmt: skip
-    group.add_argument("--planner", metavar="NAME", default="mix", help="ours (mix)")
-    group.add_argument("--baseline", metavar="NAME", default="adapipe", help="on demand (adapipe: the least that fits)")
+    group.add_argument("--planner", metavar="NAME", help=f"ours ({PLANNER})")
+    group.add_argument("--baseline", metavar="NAME", help=f"on demand ({BASELINE}: the least that fits)")
     group.add_argument("--memory-gib", metavar="X", help="memory of one rank")
     group.add_argument("--memory-share", metavar="X", help="instead: 0 is what full recompute needs, 1 what none needs")
 
@@ -49,12 +55,20 @@ def run_sensitivity(options: argparse.Namespace, out: TextIO) -> int:
     Raises:
         UserError: names or values that are not right, or an arm that does not fit.
     """
+    refuse_idle(options, OF_A_SWEEP, "with --sensitivity", "it in a sweep only")
+    if options.sensitivity != COMPUTED:
+        refuse_idle(options, OF_A_MODEL, f"with --sensitivity {options.sensitivity}", "one of the two")
     if options.memory_gib is None and options.memory_share is None:
         expected, next_step = "the memory of one rank", "add --memory-gib X, or --memory-share X"
         raise ConfigError("--sensitivity without --memory-gib", expected, next_step)
-    planner, baseline = one_of("--planner", options.planner, ARMS), one_of("--baseline", options.baseline, ARMS)
+    planner = one_of("--planner", options.planner or PLANNER, ARMS)
+    baseline = one_of("--baseline", options.baseline or BASELINE, ARMS)
     profile = _computed(options) if options.sensitivity == COMPUTED else read_profile(options.sensitivity)
-    found = list(sensitivity(profile, planner, baseline, budget_of(options, profile)))
+    found = []
+    with StatusLine() as line:
+        for point in sensitivity(profile, planner, baseline, budget_of(options, profile)):
+            line.show(f"{point.what} of {point.factor:g} times the profile's")
+            found.append(point)
     if options.json:
         data = {
             "schema": "sensitivity/1",
@@ -82,8 +96,8 @@ def run_sensitivity(options: argparse.Namespace, out: TextIO) -> int:
 def _computed(options: argparse.Namespace) -> Profile:
     flags = {name: f"--{name.replace('_', '-')}" for name in ("models", "hardware", *SIZES)}
     named = {name: _only(flag, getattr(options, name)) for name, flag in flags.items()}
-    sizes = {name: _number(flags[name], named[name]) for name in SIZES}
-    sequence = None if options.sequence is None else _number("--sequence", options.sequence)
+    sizes = {name: whole_number(flags[name], named[name], 1) for name in SIZES}
+    sequence = None if options.sequence is None else whole_number("--sequence", options.sequence, 1)
     return profile_from_options(
         model=named["models"], hardware=named["hardware"], sequence=sequence,
         tensor_parallel=sizes["tensor_parallel"], pipeline_parallel=sizes["pipeline_parallel"],
@@ -97,12 +111,6 @@ def _only(flag: str, value: str | None) -> str:
         found = f"no {flag}" if value is None else f"{flag} {value}"
         raise ConfigError(f"--sensitivity without a profile and {found}", "one value", f"give {flag} one value")
     return words[0]
-
-
-def _number(flag: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{flag} {text}", "a whole number from 1", f"correct {flag}")
-    return int(text)
 
 
 def says(points: Sequence[Sensitivity], baseline: str) -> list[str]:

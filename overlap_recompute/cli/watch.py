@@ -27,6 +27,7 @@ from overlap_recompute.plan.errors import ConfigError, DataError
 METRICS_FILE_NAME = "metrics.jsonl"
 QUIET, ALARMED = 0, 1
 LARGEST_PORT = 65535
+LONGEST_INTERVAL_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def _watch(options: argparse.Namespace, out: TextIO) -> _Watch:
             window=whole_number("--alarm-window", options.alarm_window, 1),
         ),
         stall_factor=_real("--stall-factor", options.stall_factor, 1.0),
-        interval_s=_real("--interval-s", options.interval_s, 0.05),
+        interval_s=_real("--interval-s", options.interval_s, 0.05, LONGEST_INTERVAL_S),
         once=options.once or not (lasts or can_redraw(out)),
         until_done=options.until_done,
         json=options.json,
@@ -104,13 +105,14 @@ def _watch(options: argparse.Namespace, out: TextIO) -> _Watch:
     )
 
 
-def _real(flag: str, text: str, least: float) -> float:
+def _real(flag: str, text: str, least: float, most: float = math.inf) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number >= least):
-        raise ConfigError(f"{flag} {text}", f"a number of at least {least:g}", f"correct {flag}")
+    if not (math.isfinite(number) and least <= number <= most):
+        bounds = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+        raise ConfigError(f"{flag} {text}", f"a number of {bounds}", f"correct {flag}")
     return number
 
 

@@ -16,4 +16,6 @@ def make_backend(device: torch.device) -> Any:
     """The extension's streams and events for a device; None where the extension lacks them."""
     if extension is None or (device.type == "cuda" and not has_cuda):
         return None
-    return extension.Backend.cuda(device.index or 0) if device.type == "cuda" else extension.Backend.cpu()
+    if device.type != "cuda":
+        return extension.Backend.cpu()
+    return extension.Backend.cuda(torch.cuda.current_device() if device.index is None else device.index)

@@ -65,7 +65,7 @@ class Lane:
         streams: in place of the device's own, for tests.
 
     Not safe to copy; `close` it, or let it go: on the CPU what it launched is waited for; a CUDA stream, which may
-    wait for a peer that is gone, frees itself when it is done.
+    wait for a peer that is gone, is not. Streams of a CUDA device are used again by later lanes.
     """
 
     def __init__(
@@ -105,6 +105,10 @@ class Lane:
     def open_window(self, name: int = 0, compute: Any = None) -> None:
         """Later launches wait for what the compute stream (default: torch's current one) has been given so far."""
         self._core.open_window(self.current() if compute is None else compute, name)
+
+    def follow(self, stream: Any) -> None:
+        """Later launches wait for what another stream has been given so far, too."""
+        self._core.follow(stream)
 
     def close_window(self, name: int = 0) -> None:
         """Marks the end of a window; launches go on being legal."""

@@ -21,6 +21,7 @@ MARK = np.dtype(
     }
 )
 DEFAULT_CAPACITY = 1 << 16
+MOST_CAPACITY = 1 << 30
 
 
 class MarkKind(IntEnum):
@@ -68,10 +69,10 @@ def event_ring(capacity: int = DEFAULT_CAPACITY) -> EventRing:
         capacity: marks kept for each thread, rounded up to a power of two; 32 bytes each, taken at its first mark.
 
     Raises:
-        UserError: the capacity is not positive.
+        UserError: the capacity is not positive, or beyond reason.
     """
-    if capacity < 1:
-        raise UserError(f"an event ring of {capacity} marks", "at least one", "leave the capacity out")
+    if not 1 <= capacity <= MOST_CAPACITY:
+        raise UserError(f"an event ring of {capacity} marks", f"1 to {MOST_CAPACITY}", "leave the capacity out")
     ring: EventRing = PythonEventRing(capacity) if extension is None else extension.EventRing(capacity)
     ring.intern("")
     return ring

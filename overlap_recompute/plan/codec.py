@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from overlap_recompute.plan.errors import UserError
-from overlap_recompute.plan.files import write_text_file
+from overlap_recompute.plan.files import unwritable, write_text_file
 
 Record = TypeVar("Record")
 _MAX_FILE_BYTES = 1 << 28
@@ -38,9 +38,7 @@ def write_record(path: Path, record: Any) -> None:
     try:
         write_text_file(path, to_text(record))
     except OSError as error:
-        raise FileError(
-            f"{path}, which cannot be written ({error})", "a folder that exists", "choose another path"
-        ) from error
+        raise FileError(*unwritable(path, error)) from error
 
 
 def read_record(path: Path, cls: type[Record], version: int) -> Record:

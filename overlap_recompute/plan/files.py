@@ -13,7 +13,8 @@ from overlap_recompute.plan.errors import DataError
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a new file beside `path` and put it in its place; keeps the permission bits of the one it replaces.
 
-    The content is on the disk before the name is; add `sync_folder` where the name must be, too.
+    The content is on the disk before the name is; add `sync_folder` where the name must be, too. A link stays, and the
+    file that it names is replaced. A device or a pipe is written to: another file in its place would break the machine.
 
     Args:
         path: the file to create or to replace; its folder must exist.
@@ -22,6 +23,11 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: it could not be written; what was at `path` is as before.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            write(stream)
+        return
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -55,11 +61,16 @@ def save_text(path: Path, text: str) -> None:
     try:
         write_text_file(path, text)
     except OSError as error:
-        raise DataError(
-            f"the file {path}, which cannot be written ({error.strerror or error})",
-            "a path in a folder that exists and may be written to",
-            "choose another path or create the folder",
-        ) from error
+        raise DataError(*unwritable(path, error)) from error
+
+
+def unwritable(path: Path, error: OSError) -> tuple[str, str, str]:
+    """What a `UserError` says about a path that a user gave and that cannot be written."""
+    return (
+        f"the file {path}, which cannot be written ({error.strerror or error})",
+        "a path in a folder that exists and may be written to",
+        "choose another path or create the folder",
+    )
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:

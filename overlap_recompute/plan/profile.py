@@ -18,6 +18,8 @@ COMPUTE = "compute"
 """The kind of a step that is no window."""
 SEND = "send"
 """The link between pipeline stages."""
+MOST_MICROBATCHES = 1 << 16
+"""Of an iteration; planners walk through all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

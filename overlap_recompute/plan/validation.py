@@ -9,7 +9,16 @@ from pathlib import Path
 
 from overlap_recompute.plan.codec import FileError, read_record
 from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, PLAN_VERSION, Plan, StagePlan
-from overlap_recompute.plan.profile import COMPUTE, PROFILE_VERSION, LayerKind, Layout, Pass, Profile, UnitCost
+from overlap_recompute.plan.profile import (
+    COMPUTE,
+    MOST_MICROBATCHES,
+    PROFILE_VERSION,
+    LayerKind,
+    Layout,
+    Pass,
+    Profile,
+    UnitCost,
+)
 from overlap_recompute.plan.split import layer_count, layers_of
 from overlap_recompute.plan.windows import WindowKind
 
@@ -61,6 +70,9 @@ def check_profile(profile: Profile, source: str) -> None:
     place.require(layers == len(profile.layers), "layout.split", f"of {layers} layers", f"{len(profile.layers)} layers")
     for number, kind_of_layer in enumerate(profile.kinds):
         _check_kind(kind_of_layer, place.at(f"kinds[{number}]"))
+    passes = (steps for kind in profile.kinds for steps in (kind.forward, kind.backward))
+    timed = any(step.duration_us > 0 for steps in passes for step in steps)
+    place.require(timed, "kinds", "without a step that takes time", "how long the passes of a layer take")
     for name, end in (("embedding", profile.embedding), ("head", profile.head)):
         for direction, steps in (("forward", end.forward), ("backward", end.backward)):
             _check_steps(steps, (), place.at(f"{name}.{direction}"))
@@ -150,6 +162,8 @@ def _check_layout(layout: Layout, place: Place) -> None:
         here.require(getattr(layout, name) > 0, name, 0, "at least 1")
     for name in ("micro_batch", "sequence", "microbatches"):
         here.require(getattr(layout, name) > 0, name, 0, "at least 1")
+    most = f"at most {MOST_MICROBATCHES}"
+    here.require(layout.microbatches <= MOST_MICROBATCHES, "microbatches", layout.microbatches, most)
     stages = len(layout.split)
     here.require(stages == layout.pipeline_parallel, "split", f"of {stages} stages", f"{layout.pipeline_parallel}")
     chunks = {len(stage) for stage in layout.split}

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from overlap_recompute.plan.device import planned_bytes
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.planner.comparison import ArmResult, run_arm
@@ -28,8 +29,6 @@ class Grid:
     """Sequences of an iteration."""
     sequence: int | None
     arms: tuple[str, ...]
-    memory_share: float
-    """Of a device's memory that a plan may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +60,11 @@ def sweep(grid: Grid) -> Iterator[Point]:
             "correct --gpus, --global-batch or the sizes",
         )
     for model, hardware in itertools.product(grid.models, grid.hardware):
-        budget_bytes = int(hardware_from(hardware).memory_bytes * grid.memory_share)
+        budget_bytes = planned_bytes(hardware_from(hardware).memory_bytes)
         for tensor, pipeline, micro in sizes:
             data = grid.gpus // (tensor * pipeline)
             try:
-                profile = profile_from_options(
-                    model=model, hardware=hardware, tensor_parallel=tensor, pipeline_parallel=pipeline,
-                    data_parallel=data, micro_batch=micro, microbatches=grid.global_batch // (data * micro),
-                    sequence=grid.sequence,
-                )  # fmt: skip
+                profile = _profile(grid, model, hardware, (tensor, pipeline, micro))
             except ConfigError as error:
                 if "--model" in str(error):
                     raise
@@ -85,6 +80,25 @@ def sweep(grid: Grid) -> Iterator[Point]:
                     microbatches=grid.global_batch // (data * micro),
                     arm=run_arm(profile, name, budget_bytes),
                 )
+
+
+def refusal(grid: Grid, model: str, hardware: str) -> str:
+    """Why the first layout of a model is none, for a model of which no layout is one."""
+    for sizes in _layouts(grid):
+        try:
+            _profile(grid, model, hardware, sizes)
+        except ConfigError as error:
+            return f"found {error.found}; expected {error.expected}"
+    return ""
+
+
+def _profile(grid: Grid, model: str, hardware: str, sizes: tuple[int, int, int]) -> Profile:
+    tensor, pipeline, micro = sizes
+    data = grid.gpus // (tensor * pipeline)
+    return profile_from_options(
+        model=model, hardware=hardware, tensor_parallel=tensor, pipeline_parallel=pipeline, data_parallel=data,
+        micro_batch=micro, microbatches=grid.global_batch // (data * micro), sequence=grid.sequence,
+    )  # fmt: skip
 
 
 def count(grid: Grid) -> int:

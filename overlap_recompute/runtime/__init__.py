@@ -18,7 +18,8 @@ from overlap_recompute.runtime.marks import ReplayMarks
 from overlap_recompute.runtime.recompute_queue import Fill, RecomputeQueue, Stop
 from overlap_recompute.runtime.report import LayerBytes, StepReport
 from overlap_recompute.runtime.rng import CpuRng, CudaRng, RngProvider
-from overlap_recompute.runtime.runtime import MicrobatchScope, Runtime
+from overlap_recompute.runtime.runtime import Runtime
+from overlap_recompute.runtime.scope import MicrobatchScope
 
 __all__ = [
     "ContextProvider", "CpuRng", "CudaRng", "Decision", "Event", "Fence", "Fill", "InPlaceError",

@@ -88,7 +88,9 @@ class Handle:
         if call.untouched:
             call.first_use()
         call.state.last_read = call.unit, call.number, call.microbatch
-        if call.fence is not None and call.fence.wait():
+        fence = call.fence
+        # Another backward thread may wait for it, and take it away, at the same time.
+        if fence is not None and fence.wait():
             call.fence = None
         return self._read()
 

@@ -1,10 +1,8 @@
 """Where hidden replays run: inline on the calling thread, or on a side stream (docs/runtime.md, R11)."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from overlap_recompute.ops.lane import Fence as LaunchFence
 from overlap_recompute.ops.lane import Lane as LaunchLane
@@ -26,12 +24,15 @@ class Lane(Protocol):
         """Whether it marks begin and end of each replay, in its own time."""
         ...
 
-    def open(self) -> None:
-        """Called once at the start of each fill that has something to do."""
+    def open(self, home: Hashable | None = None) -> None:
+        """Called once at the start of each fill that has something to do.
+
+        `home`: the stream of the forward pass, if that is known.
+        """
         ...
 
-    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> Fence | None:
-        """Run `replay`, which returns the tensors that it reads; None when its results are ready on return.
+    def run(self, replay: Callable[[], object], name: int = 0, value: int = 0) -> Fence | None:
+        """Run `replay`, which returns what holds the tensors that it reads; None when its results are ready on return.
 
         `name` and `value` are those of its marks.
         """
@@ -47,10 +48,10 @@ class InlineLane:
 
     marks_itself = False
 
-    def open(self) -> None:
+    def open(self, home: Hashable | None = None) -> None:
         """Nothing to prepare."""
 
-    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> None:
+    def run(self, replay: Callable[[], object], name: int = 0, value: int = 0) -> None:
         """Run it."""
         replay()
 
@@ -62,10 +63,13 @@ class StreamFence:
     Where nobody uses the results they stay until the lane has passed.
     """
 
-    __slots__ = ("_lane", "_fence", "_origin", "_lock")
+    __slots__ = ("_lane", "_fence", "_origin", "_lock", "_readers")
 
-    def __init__(self, lane: LaunchLane, fence: LaunchFence, origin: Any, lock: threading.RLock) -> None:
-        self._lane, self._origin, self._lock = lane, origin, lock
+    def __init__(
+        self, lane: LaunchLane, fence: LaunchFence, origin: Any, lock: threading.RLock, readers: set[Hashable]
+    ) -> None:
+        """`readers`: where to note other streams than `origin` that have waited."""
+        self._lane, self._origin, self._lock, self._readers = lane, origin, lock, readers
         self._fence: LaunchFence | None = fence
 
     def wait(self) -> bool:
@@ -79,6 +83,7 @@ class StreamFence:
             current = self._lane.current()
             if current != self._origin:
                 self._fence.wait(current, keep=True)
+                self._readers.add(current)
                 return False
             self._fence.wait(current)
             self._fence = None
@@ -93,11 +98,12 @@ class StreamLane:
     lane: |    wait(E1) R(L7.fc1) fence R(L7.act) fence
     """
 
-    __slots__ = ("_lane", "_origin", "_lock")
+    __slots__ = ("_lane", "_origin", "_lock", "_readers")
 
     def __init__(self, lane: LaunchLane) -> None:
         """`lane`: stream, events and fences, the extension's where it has them (`overlap_recompute.ops`)."""
         self._lane, self._lock = lane, threading.RLock()
+        self._readers: set[Hashable] = set()
         self._origin: Any = None
 
     @property
@@ -105,16 +111,19 @@ class StreamLane:
         """Whether the lane was made with marks."""
         return self._lane.marks is not None
 
-    def open(self) -> None:
-        """The lane waits for all that the compute stream was given so far.
+    def open(self, home: Hashable | None = None) -> None:
+        """The lane waits for all that the compute stream was given so far, and others on which results were read.
 
         That covers the arguments of the replays, and the last readers of memory that the lane made earlier and that
         has been released since: it may be used again from here on.
         """
-        self._origin = self._lane.current()
-        self._lane.open_window(compute=self._origin)
+        current = self._lane.current()
+        self._origin = current if home is None else home
+        self._lane.open_window(compute=current)
+        for stream in {self._origin, *self._readers} - {current}:
+            self._lane.follow(stream)
 
-    def run(self, replay: Callable[[], Sequence[Tensor]], name: int = 0, value: int = 0) -> StreamFence:
+    def run(self, replay: Callable[[], object], name: int = 0, value: int = 0) -> StreamFence:
         """Launch it on the side stream; its own fence follows."""
         try:
             fence = self._lane.launch(replay, name=name, value=value)
@@ -122,4 +131,4 @@ class StreamLane:
             # What the replay had read may be released now, while the lane still reads it.
             self._lane.launch(tuple).wait(self._origin)
             raise
-        return StreamFence(self._lane, fence, self._origin, self._lock)
+        return StreamFence(self._lane, fence, self._origin, self._lock, self._readers)

@@ -130,7 +130,7 @@ class RecomputeQueue:
                 call.postponed, stop = True, Stop.SHORT
                 break
             if units == 0:
-                self._replayer.lane.open()
+                self._replayer.open_lane()
             self._replayer.run(call, hidden=True)
             units, nbytes = units + 1, nbytes + more_bytes
         return Fill(units, nbytes, stop)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from overlap_recompute.runtime.ambient import Ambient
-from overlap_recompute.runtime.calls import DROPPED, Microbatch, UnitCall
+from overlap_recompute.runtime.calls import DROPPED, UnitCall
 from overlap_recompute.runtime.errors import InPlaceError, Place, UnsafeUnitError
 from overlap_recompute.runtime.handles import Entry, Handle, OutputRef, forget_output
 from overlap_recompute.runtime.hot_paths import handle_of_output, remember_output
 from overlap_recompute.runtime.journal import Kind
-from overlap_recompute.runtime.rng import RngKeeper, RngStates
+from overlap_recompute.runtime.rng import RngKeeper
 from overlap_recompute.runtime.state import RuntimeState
 from overlap_recompute.runtime.storages import NO_VERSION, Kept, KeptStorage, storage_of
 from overlap_recompute.runtime.trees import CONTAINERS, replace, tensors_in
@@ -54,7 +54,7 @@ class Recorder:
             return Kept(tensor.detach(), tensor._version, None)
         key: int = storage._cdata
         output = state.outputs.get(key)
-        if output is not None and output() is storage:
+        if output is not None and output() is storage and (state.home is None or not state.home.is_left()):
             handle = self._handle_of(output, tensor, False)
             if handle is not None:
                 return handle
@@ -96,7 +96,7 @@ class Recorder:
         assert microbatch is not None, "units outside of a microbatch are not recorded"
         number = microbatch.counts.get(unit, 0)
         microbatch.counts[unit] = number + 1
-        if not unit.dropped or torch.compiler.is_compiling():
+        if not unit.dropped or torch.compiler.is_compiling() or state.is_elsewhere():
             if state.journal is not None:
                 state.journal.add(Kind.FORWARD, Place(unit.name, unit.layer, microbatch.key, number))
             return self._run_kept(unit, forward, args, kwargs)
@@ -104,13 +104,14 @@ class Recorder:
         watched = self._store(call, args, kwargs)
         buffers = unit.buffer_marks() if unit.has_buffers else None
         call.ambient = unit.surroundings = self._ambient.capture(unit.modules, unit.parameters, unit.surroundings)
-        call.rng = self._rng.snapshot()
-        self.settle(microbatch, call.rng)
+        before = self._rng.snapshot()
         outer, state.layer = state.layer, unit.layer
         state.running = call
         state.argument = args[0] if args and isinstance(args[0], Tensor) else None
         try:
             output = forward(*args, **kwargs)
+            # At once: whoever called the unit may put the states back, which would look as if nothing had been drawn.
+            call.rng = self._rng.changed(before, self._rng.snapshot())
             self._check(call, watched, buffers)
             self._remember(call, output)
         finally:
@@ -130,15 +131,6 @@ class Recorder:
             return forward(*args, **kwargs)
         finally:
             state.layer = outer
-
-    def settle(self, microbatch: Microbatch, now: RngStates | None = None) -> None:
-        """Let the last call of a microbatch forget the random states that nothing has changed since.
-
-        Asked when the next unit begins, which needs the states anyway: one look at the generators a unit, not two.
-        """
-        last = microbatch.calls[-1]() if microbatch.calls else None
-        if last is not None and last.rng is not None:
-            last.rng = self._rng.changed(last.rng, now if now is not None else self._rng.snapshot())
 
     def _store(self, call: UnitCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Watched:
         """Keep what a replay needs as arguments; returns the tensors with their versions."""

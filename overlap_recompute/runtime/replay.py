@@ -66,6 +66,11 @@ class Replayer:
                 else:
                     self._run(waiting.pop(), hidden)
 
+    def open_lane(self) -> None:
+        """Hidden replays follow."""
+        home = self._state.home
+        self.lane.open(None if home is None else home.stream)
+
     def run(self, call: UnitCall, hidden: bool) -> None:
         """Replay one call whose arguments are all there.
 
@@ -130,8 +135,11 @@ class Replayer:
             call.place,
         ) from error
 
-    def _replay(self, call: UnitCall, hidden: bool) -> Sequence[Tensor]:
-        """Run the unit's forward under hooks that hand what it saves to the call's entries; returns what it read."""
+    def _replay(self, call: UnitCall, hidden: bool) -> object:
+        """Run the unit's forward under hooks that hand what it saves to the call's entries; returns what it read.
+
+        With the function itself and with arguments that are no tensors: these may hold tensors, too.
+        """
         state = self._state
         outside = state.microbatch, state.running, state.layer, state.replaying
         state.microbatch, state.running, state.replaying = None, None, call
@@ -156,7 +164,7 @@ class Replayer:
             if surroundings is not None:
                 surroundings.close()
             state.microbatch, state.running, state.layer, state.replaying = outside
-        return tensors_in((args, kwargs)) if hidden else ()
+        return (call.forward, args, kwargs) if hidden else None
 
     def _arguments(self, call: UnitCall, hidden: bool) -> tuple[Sequence[Any], dict[str, Any]]:
         if not are_at(call.unit.parameters, call.ambient.versions):

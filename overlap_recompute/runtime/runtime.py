@@ -3,7 +3,6 @@
 import operator
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from overlap_recompute.plan.decisions import Decision, Policy
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.runtime.ambient import Ambient, ContextProvider
 from overlap_recompute.runtime.attachment import Attachments, find_units
-from overlap_recompute.runtime.calls import Microbatch, UnitCall
+from overlap_recompute.runtime.calls import UnitCall
 from overlap_recompute.runtime.errors import Place, UnfinishedError
 from overlap_recompute.runtime.hot_paths import pack_hook, take_hook
 from overlap_recompute.runtime.journal import Journal
@@ -26,6 +25,7 @@ from overlap_recompute.runtime.record import Recorder
 from overlap_recompute.runtime.replay import Replayer
 from overlap_recompute.runtime.report import StepReport, report_step
 from overlap_recompute.runtime.rng import RngKeeper, RngProvider
+from overlap_recompute.runtime.scope import MicrobatchScope
 from overlap_recompute.runtime.state import NO_LAYER, ReplayCounts, RuntimeState
 from overlap_recompute.runtime.storages import storage_of
 from overlap_recompute.runtime.units import LayerForward, Unit, UnitForward
@@ -202,7 +202,7 @@ class Runtime:
             self._checked = True
         if torch.cuda.is_initialized():
             self._rng.watch(torch.device("cuda", torch.cuda.current_device()))
-        return MicrobatchScope(self._state, self.queue, self._recorder, self._hooks, key)
+        return MicrobatchScope(self._state, self.queue, self._hooks, key)
 
     def materialize(self, key: Hashable, unit: str, layer: int = NO_LAYER, call: int = 0) -> bool:
         """Bring one unit of a microbatch back now, and before it what it depends on, whatever the cap says.
@@ -216,7 +216,7 @@ class Runtime:
         microbatch = self.queue.find(key)
         for found in microbatch.living() if microbatch is not None and not self.replaying else ():
             if (found.unit.name, found.unit.layer, found.number) == (unit, layer, call) and found.is_wanted():
-                self._replayer.lane.open()
+                self._replayer.open_lane()
                 self._replayer.materialize(found, hidden=True)
                 return True
         return False
@@ -250,44 +250,6 @@ class Runtime:
                 "give the second one another name or layer",
             )
         return Unit(unit, layer, self.policy.decision(unit, layer) is Decision.RECOMPUTE, module)
-
-
-class MicrobatchScope:
-    """The forward pass of one microbatch."""
-
-    __slots__ = ("_state", "_queue", "_recorder", "_hooks", "_microbatch")
-
-    def __init__(
-        self, state: RuntimeState, queue: RecomputeQueue, recorder: Recorder, hooks: saved_tensors_hooks, key: Hashable
-    ) -> None:
-        self._state, self._queue, self._recorder, self._hooks = state, queue, recorder, hooks
-        self._microbatch = Microbatch(key, torch.is_grad_enabled())
-
-    def __enter__(self) -> None:
-        key, inside = self._microbatch.key, self._state.microbatch
-        before = self._queue.find(key)
-        if inside is not None or (before is not None and any(True for _ in before.living())):
-            raise UnfinishedError(
-                f"microbatch {key} begins while microbatch {inside.key if inside else key} is in flight",
-                "one forward pass at a time, and a key of its own for each microbatch in flight",
-                "run its backward pass first, or choose another key",
-            )
-        self._queue.begin(self._microbatch)
-        self._state.microbatch, self._state.last_read = self._microbatch, None
-        self._hooks.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
-        self._state.microbatch = None
-        # From here on nobody can save an output, so calls live for their handles alone.
-        self._state.outputs.clear()
-        self._recorder.settle(self._microbatch)
-        if kind is None:
-            self._queue.complete(self._microbatch)
-        else:
-            self._queue.abandon(self._microbatch)
 
 
 def _unfinished(left: list[UnitCall]) -> UnfinishedError:

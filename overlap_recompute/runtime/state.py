@@ -7,6 +7,7 @@ from torch import Tensor
 
 from overlap_recompute.runtime.calls import Microbatch, UnitCall
 from overlap_recompute.runtime.handles import Entry, OutputRef
+from overlap_recompute.runtime.home_stream import HomeStream
 from overlap_recompute.runtime.journal import Journal
 from overlap_recompute.runtime.ledger import Ledger
 from overlap_recompute.runtime.marks import ReplayMarks
@@ -25,7 +26,7 @@ class RuntimeState:
     __slots__ = (
         "microbatch", "running", "argument", "layer", "replaying", "in_backward", "last_read", "seen", "outputs",
         "kept", "static", "parameters", "ledger", "journal", "marks", "verify", "replay_inner_hooks", "demand",
-        "replays", "captured",
+        "replays", "captured", "home",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +38,8 @@ class RuntimeState:
         """The dropped call whose forward pass runs."""
         self.argument: Tensor | None = None
         """Its first argument."""
+        self.home: HomeStream | None = None
+        """The stream of the latest forward pass; None without a CUDA device."""
         self.layer = NO_LAYER
         """The layer that runs, for attributing bytes."""
         self.replaying: UnitCall | None = None
@@ -60,6 +63,10 @@ class RuntimeState:
         self.replay_inner_hooks = replay_inner_hooks
         self.demand: Callable[[UnitCall], None]
         self.replays = ReplayCounts()
+
+    def is_elsewhere(self) -> bool:
+        """Whether work goes to another stream than that of the forward pass."""
+        return self.home is not None and self.home.is_left()
 
     def is_static(self, storage: torch.UntypedStorage, key: int) -> bool:
         """Whether this is the storage of a parameter, or of a buffer, of an attached model."""

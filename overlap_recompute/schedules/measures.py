@@ -49,7 +49,8 @@ class Timeline:
     @property
     def bubble_slots(self) -> tuple[int, ...]:
         """For each rank the slots in which it does nothing."""
-        return tuple(self.length_slots - sum(span.slots for span in spans) for spans in self.spans)
+        length_slots = self.length_slots
+        return tuple(length_slots - sum(span.slots for span in spans) for spans in self.spans)
 
     @property
     def bubble_fraction(self) -> float:

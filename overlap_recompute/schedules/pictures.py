@@ -18,13 +18,14 @@ def draw_timeline(timeline: Timeline, width: int = 120) -> str:
     An action's text stands in its first slot, `=` in its others and `.` where the rank does nothing; an R with `!` is
     exposed recompute.
     """
-    rows = [_cells(spans, timeline.length_slots) for spans in timeline.spans]
-    cell = 1 + max([len(text) for row in rows for text in row] + [len(str(timeline.length_slots))])
+    length_slots = timeline.length_slots
+    rows = [_cells(spans, length_slots) for spans in timeline.spans]
+    cell = 1 + max([len(text) for row in rows for text in row] + [len(str(length_slots))])
     label = len(f"rank {len(rows) - 1}")
     per_block = max(1, (width - label) // cell)
     blocks = []
-    for first in range(0, timeline.length_slots, per_block):
-        last = min(first + per_block, timeline.length_slots)
+    for first in range(0, length_slots, per_block):
+        last = min(first + per_block, length_slots)
         header = "slot".ljust(label) + "".join(str(slot).rjust(cell) for slot in range(first, last))
         lines = [
             f"rank {number}".ljust(label) + "".join(text.rjust(cell) for text in row[first:last])

@@ -5,14 +5,14 @@ import datetime
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.kept_bytes import FLASH, UNFUSED
 from overlap_recompute.plan.presets import ModelPreset, preset_named
-from overlap_recompute.plan.profile import Layout, Profile
+from overlap_recompute.plan.profile import MOST_MICROBATCHES, Layout, Profile
 from overlap_recompute.plan.split import Split
 from overlap_recompute.simulator.analytic import AnalyticRun, analytic_profile
 from overlap_recompute.simulator.hardware_file import hardware_from
 
 ATTENTIONS = (FLASH, UNFUSED)
-MOST_MICROBATCHES = 1 << 16
-"""Of an iteration; planners walk through all of them."""
+MOST_TOKENS = 1 << 24
+"""Of a microbatch: beyond it bytes are more than a machine word counts."""
 
 
 def profile_from_options(
@@ -110,6 +110,13 @@ def _check_run(run: AnalyticRun) -> None:
         f"{layout.microbatches} microbatches an iteration",
         f"at most {MOST_MICROBATCHES}",
         "choose a smaller batch, larger microbatches, or more data-parallel ranks",
+    )
+    tokens = layout.micro_batch * layout.sequence
+    _require(
+        tokens <= MOST_TOKENS,
+        f"{tokens} tokens in a microbatch (--micro-batch {layout.micro_batch} x --sequence {layout.sequence})",
+        f"at most {MOST_TOKENS}",
+        "choose a smaller micro-batch or shorter sequences",
     )
     _require(run.core in ATTENTIONS, f"--attention {run.core}", " or ".join(ATTENTIONS), "choose one of them")
     _check_spread(preset, layout)

@@ -50,9 +50,9 @@ def _look(folder: pathlib.Path, width: int, dark: bool) -> tuple[dict[str, Any],
         *(["--blink-settings=preferredColorScheme=0"] if dark else []),
     ]  # fmt: skip
     dump = subprocess.run(
-        [*command, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [*command, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=200, check=True
     ).stdout
-    subprocess.run([*command, f"--screenshot={shot}", frame.as_uri()], capture_output=True, timeout=60, check=True)
+    subprocess.run([*command, f"--screenshot={shot}", frame.as_uri()], capture_output=True, timeout=200, check=True)
     title = dump.partition("<title>")[2].partition("</title>")[0]
     found: dict[str, Any] = json.loads(title)
     return found, shot.read_bytes()

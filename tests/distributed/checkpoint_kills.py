@@ -27,7 +27,7 @@ from overlap_recompute.plan.errors import CheckpointError
 from tests.distributed.checkpoint_support import manager
 
 SMALL = Setup(layers=1)
-LIMIT_S = 60.0
+LIMIT_S, HALT_S = 60.0, 600.0
 CLEAN = ["iter_0000001", "iter_0000002", directory.TRACKER_NAME]
 
 
@@ -60,7 +60,7 @@ def stopping_at(point: Point, marker: pathlib.Path) -> Iterator[None]:
         result = stock(*args, **kwargs) if point.after else None
         if point.mentions in str(args):
             marker.write_text(str(os.getpid()))
-            time.sleep(LIMIT_S)
+            time.sleep(HALT_S)
         return result if point.after else stock(*args, **kwargs)
 
     with mock.patch.object(point.target, point.name, wrapped):
@@ -90,8 +90,8 @@ def finish(pid: int) -> None:
     assert os.waitpid(pid, 0)[1] == 0, "see the output of the child"
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    deadline_s = time.monotonic() + limit_s
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < deadline_s, "nothing happened in time"
         time.sleep(0.02)
@@ -149,7 +149,7 @@ def killed_with_writer_in_background(folder: pathlib.Path) -> None:
     assert writer != run
     os.kill(run, signal.SIGKILL)
     os.waitpid(run, 0)
-    wait_for(lambda: not is_running(writer), limit_s=10)
+    wait_for(lambda: not is_running(writer))
     finish(forked(lambda: resume_and_save(folder)))
 
 

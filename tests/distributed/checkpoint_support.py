@@ -24,7 +24,7 @@ from overlap_recompute.plan.errors import CheckpointError
 IDENTITY = {"num_layers": 4, "hidden_size": 32, "rotary": {"base": 10000}}
 TP2_PP2 = Setup(tensor=2, pipeline=2)
 TP2_SHARDED = Setup(tensor=2, bf16=True, distributed_optimizer=True)
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def manager(folder: pathlib.Path, identity: dict | None = None, **flags: object) -> CheckpointManager:

@@ -66,11 +66,9 @@ def losses(path: pathlib.Path) -> list[float]:
 def train(tmp_path: pathlib.Path, corpus: Corpus) -> Callable[..., list[float]]:
     """Train on `world_size` ranks with the corpus; return the losses, or fail with what the ranks printed."""
 
-    def run(world_size: int, flags: Sequence[str], *, name: str = "run", timeout_s: float = 240) -> list[float]:
+    def run(world_size: int, flags: Sequence[str], *, name: str = "run") -> list[float]:
         metrics = tmp_path / f"{name}.jsonl"
-        results = run_ranks(
-            trainer(*corpus.flags, "--metrics-file", str(metrics), *flags), world_size, timeout_s=timeout_s
-        )
+        results = run_ranks(trainer(*corpus.flags, "--metrics-file", str(metrics), *flags), world_size)
         assert all(result.returncode == 0 for result in results), report(results)
         return losses(metrics)
 

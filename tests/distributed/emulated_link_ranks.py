@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,11 @@ ELEMENTS = 250_000
 PAYLOAD_BYTES = 4 * ELEMENTS
 """1 MB: 40 ms on the link, 2 over loopback."""
 
-SLACK_S = 0.5
-"""What a busy machine may add."""
+SLACK_S = 0.1
+"""What the machine may add."""
+
+TRIES = 40
+"""What takes too long is tried again: the machine may do much else. A wrong time is wrong every time."""
 
 
 def expected_s(transferred_bytes: float, messages: int = 1) -> float:
@@ -82,13 +86,48 @@ OPERATIONS: dict[str, tuple[Operation, float]] = {
 }
 
 
-def poll(work: Work) -> float:
-    """Ask until it is completed; how long that took."""
-    start_s = time.monotonic()
+def takes(action: Callable[[], float], least_s: float, limit_s: float, name: str) -> None:
+    """The action takes less than a limit on both ranks, in one of `TRIES`, and never less than `least_s`."""
+    for _ in range(TRIES):
+        dist.barrier()
+        took_s = action()
+        assert least_s <= took_s, (name, took_s, least_s)
+        longest_s = torch.tensor(took_s)
+        dist.all_reduce(longest_s, dist.ReduceOp.MAX)
+        if longest_s.item() < limit_s:
+            return
+    raise AssertionError(f"{name} took {longest_s.item()} s, again and again; less than {limit_s} s expected")
+
+
+def poll(work: Work, start_s: float, least_s: float) -> None:
+    """Ask until it is completed, which it is not before its time."""
     while not work.is_completed():
         time.sleep(0.001)
-        assert time.monotonic() - start_s < 20
-    return time.monotonic() - start_s
+        assert time.monotonic() - start_s < 60
+    assert time.monotonic() - start_s >= least_s
+
+
+def at_once(operation: Operation, wanted: torch.Tensor, name: str) -> float:
+    """Wait for the operation in the call; how long it took."""
+    start_s = time.monotonic()
+    result, none = operation(False)
+    took_s = time.monotonic() - start_s
+    assert none is None
+    assert torch.equal(result, wanted), name
+    return took_s
+
+
+def polled(operation: Operation, wanted: torch.Tensor, name: str) -> float:
+    """Ask for the end of the operation again and again; how long it took."""
+    start_s, busy_s = time.monotonic(), time.process_time()
+    result, work = operation(True)
+    assert isinstance(work, Work)
+    poll(work, start_s, OPERATIONS[name][1])
+    took_s, busy_s = time.monotonic() - start_s, time.process_time() - busy_s
+    assert busy_s < 0.7 * took_s, f"{name}: the emulation burns processor time"
+    assert torch.equal(result, wanted), name
+    assert work.wait()
+    return took_s
 
 
 def compare(groups: LinkedProcessGroups) -> None:
@@ -98,24 +137,8 @@ def compare(groups: LinkedProcessGroups) -> None:
         if (plain := wanted[True][1]) is not None:
             plain.wait()
         groups.install()
-        dist.barrier()
-        start_s = time.monotonic()
-        result, none = operation(False)
-        took_s = time.monotonic() - start_s
-        assert none is None
-        assert torch.equal(result, wanted[False][0]), name
-        assert least_s <= took_s < least_s + SLACK_S, (name, took_s, least_s)
-        dist.barrier()
-        start_s, busy_s = time.monotonic(), time.process_time()
-        result, work = operation(True)
-        assert isinstance(work, Work)
-        assert not work.is_completed(), name
-        poll(work)
-        took_s, busy_s = time.monotonic() - start_s, time.process_time() - busy_s
-        assert least_s <= took_s < least_s + SLACK_S, (name, took_s, least_s)
-        assert busy_s < 0.7 * took_s, f"{name}: the emulation burns processor time"
-        assert torch.equal(result, wanted[True][0]), name
-        assert work.wait()
+        takes(partial(at_once, operation, wanted[False][0], name), least_s, least_s + SLACK_S, name)
+        takes(partial(polled, operation, wanted[True][0], name), least_s, least_s + SLACK_S, name)
         dist.barrier()
         groups.remove()
 
@@ -123,13 +146,11 @@ def compare(groups: LinkedProcessGroups) -> None:
 def exchange(peer: int) -> float:
     """Both directions at once; how long it took."""
     received = torch.empty(ELEMENTS)
-    dist.barrier()
     start_s = time.monotonic()
     receive, send = dist.irecv(received, peer), dist.isend(payload(7), peer)
     assert receive is not None
     assert send is not None
-    assert not receive.is_completed()
-    poll(receive)
+    poll(receive, start_s, expected_s(PAYLOAD_BYTES))
     send.wait()
     took_s = time.monotonic() - start_s
     theirs = torch.Generator().manual_seed(70 + peer)
@@ -139,7 +160,6 @@ def exchange(peer: int) -> float:
 
 def batch(peer: int) -> float:
     """Two transfers in each direction, as one batch; how long it took."""
-    dist.barrier()
     start_s = time.monotonic()
     tensors = [payload(8), torch.empty(ELEMENTS)] * 2
     operations = [
@@ -152,13 +172,10 @@ def batch(peer: int) -> float:
 
 
 def point_to_point(peer: int) -> None:
-    """Both directions at once take the time of one; in one direction transfers queue. The best of three: the machine
-    may be busy."""
+    """Both directions at once take the time of one; in one direction transfers queue."""
     once_s, twice_s = expected_s(PAYLOAD_BYTES), expected_s(2 * PAYLOAD_BYTES)
-    took_s = [exchange(peer) for _ in range(3)]
-    assert once_s <= min(took_s) < 1.8 * once_s, f"not full duplex: {took_s}"
-    took_s = [batch(peer) for _ in range(3)]
-    assert twice_s <= min(took_s) < 1.8 * twice_s, f"transfers do not queue: {took_s}"
+    takes(partial(exchange, peer), once_s, 1.8 * once_s, "both directions at once")
+    takes(partial(batch, peer), twice_s, 1.8 * twice_s, "two transfers in each direction")
 
 
 def late_peer(rank: int) -> None:
@@ -186,6 +203,13 @@ def names_bound_at_import(link: EmulatedLink) -> None:
         assert time.monotonic() - start_s >= expected_s(PAYLOAD_BYTES / 2), function
     moved_bytes = link.traffic().sent_bytes - before.sent_bytes
     assert moved_bytes == PAYLOAD_BYTES + PAYLOAD_BYTES + PAYLOAD_BYTES // 2
+
+
+def not_emulated() -> float:
+    """How long a sum takes."""
+    start_s = time.monotonic()
+    dist.all_reduce(payload(11))
+    return time.monotonic() - start_s
 
 
 def errors_surface(rank: int) -> None:
@@ -220,13 +244,7 @@ def main() -> None:
         assert type(dist.all_reduce(torch.ones(1), group=alone, async_op=True)) is Work, "a group of one has no link"
     assert all(vars(ProcessGroup)[name] is before[name] for name in before), "not what it was"
     assert vars(ProcessGroup).keys() == before.keys()
-    took_s = []
-    for _ in range(3):
-        dist.barrier()
-        start_s = time.monotonic()
-        dist.all_reduce(payload(11))
-        took_s.append(time.monotonic() - start_s)
-    assert min(took_s) < expected_s(PAYLOAD_BYTES), "still emulated"
+    takes(not_emulated, 0.0, expected_s(PAYLOAD_BYTES), "without the emulation")
     with emulated_link(DistributedOptions(emulate_link_gbps=GBPS)) as chosen:
         dist.barrier()
         assert chosen is not None

@@ -19,7 +19,7 @@ from megatron.pretrain.config import PretrainConfig, parse_command_line
 from megatron.pretrain.distributed.failure import leave, run_guarded
 from megatron.pretrain.platform import install_platform
 from overlap_recompute.plan.errors import CheckpointError
-from tests.distributed.launch import free_port
+from tests.distributed.launch import held_port
 
 DEVICE = install_platform("gloo")
 
@@ -28,13 +28,15 @@ import torch  # noqa: E402 - after the platform, as in the trainer
 from megatron.pretrain.distributed.initialize import Cluster, initialize_distributed  # noqa: E402
 from megatron.pretrain.training.stop import StopConditions  # noqa: E402
 
-BOUND_S = 40.0
+BOUND_S = 100.0
+"""A rank that has not ended by then hangs."""
 FLAGS = [
     "--num-layers", "6", "--hidden-size", "64", "--num-attention-heads", "4", "--seq-length", "32", "--lr", "1e-3",
     "--micro-batch-size", "1", "--train-iters", "10", "--mock-data", "--tokenizer-type", "NullTokenizer",
     "--vocab-size", "100", "--distributed-backend", "gloo",
 ]  # fmt: skip
-SHORT_WATCH = ["--liveness-timeout-s", "3"]
+SHORT_WATCH_S, LONG_HOLD_S = 5.0, 6.0
+SHORT_WATCH = ["--liveness-timeout-s", f"{SHORT_WATCH_S:g}"]
 AT_ONCE = 3
 
 
@@ -87,7 +89,7 @@ def miss_a_collective(cluster: Cluster) -> None:
 def hold_the_interpreter_lock(cluster: Cluster) -> None:
     if cluster.place.rank < 2:
         with cluster.quiet():
-            ctypes.PyDLL(None).usleep(4_000_000)  # PyDLL keeps the lock, as a dataset's index builder does
+            ctypes.PyDLL(None).usleep(int(LONG_HOLD_S * 1e6))  # PyDLL keeps the lock, as a dataset's index builder does
     torch.distributed.barrier()
     os.write(1, b"went on\n")
 
@@ -129,9 +131,9 @@ SCENARIOS = {
     "raise": Scenario(body=lambda: run(act=raise_on_rank_1)),
     "raise_everywhere": Scenario(body=lambda: run(act=raise_the_same_everywhere)),
     "missed_collective": Scenario(
-        body=lambda: run("--distributed-timeout-minutes", "0.03", act=miss_a_collective)
+        body=lambda: run("--distributed-timeout-minutes", "0.1", act=miss_a_collective)
     ),
-    "absent_last": Scenario(body=lambda: run("--distributed-timeout-minutes", "0.02"), absent=(2,)),
+    "absent_last": Scenario(body=lambda: run("--distributed-timeout-minutes", "0.1"), absent=(2,)),
     "absent_first": Scenario(body=lambda: run("--distributed-timeout-minutes", "0.02"), absent=(0, 2)),
     "held_lock": Scenario(body=lambda: run(*SHORT_WATCH, act=hold_the_interpreter_lock)),
     "signal": Scenario(
@@ -145,8 +147,13 @@ SCENARIOS = {
 }  # fmt: skip
 
 
-def play(scenario: Scenario, name: str, port: int, folder: pathlib.Path) -> None:
+def play(scenario: Scenario, name: str, folder: pathlib.Path) -> None:
     """Run one scenario to its end and write down how each rank ended."""
+    with held_port() as port:
+        _play(scenario, name, port, folder)
+
+
+def _play(scenario: Scenario, name: str, port: int, folder: pathlib.Path) -> None:
     for rank in range(scenario.world_size):
         (folder / f"{name}.{rank}").touch()  # it is looked into before the rank has come to open it
     pids = {
@@ -222,14 +229,10 @@ def main() -> None:
     folder, *names = sys.argv[1:]
     torch.set_num_threads(1)
     players: set[int] = set()
-    ports: set[int] = set()
     for name in names or SCENARIOS:
-        while (port := free_port()) in ports:
-            continue
-        ports.add(port)
         player = os.fork()
         if player == 0:
-            play(SCENARIOS[name], name, port, pathlib.Path(folder))
+            play(SCENARIOS[name], name, pathlib.Path(folder))
             os._exit(0)
         players.add(player)
         while len(players) >= AT_ONCE:

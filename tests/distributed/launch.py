@@ -5,10 +5,16 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from tests.distributed.forked import ForkedProcess, rank_forks
+
+RANKS_TIMEOUT_S = 240.0
+"""What a launch may take on a machine that does much else; alone none takes a quarter of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +26,23 @@ class RankResult:
     output: str
 
 
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A TCP port on loopback that nobody else is given meanwhile.
+
+    A socket is bound to it and does not listen: the kernel then hands it out to no one who asks for any port, while a
+    store, which reuses addresses, can open it by its number.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with held_port() as port:
+        return port
 
 
 class RankProcesses:
@@ -32,27 +50,44 @@ class RankProcesses:
 
     Each rank gets the environment that torchrun would give it (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
     MASTER_PORT), OMP_NUM_THREADS=1, and a process group of its own so that its children end with it.
+
+    Args:
+        argv: a command of this Python: a file or `-m module`, and arguments.
+        world_size: ranks.
+        env: more of their environment.
+        fresh: start a new interpreter for each; by default the ranks are forked from one that has imported what they
+            import (rank_forks.py).
     """
 
-    def __init__(self, argv: Sequence[str], world_size: int, env: Mapping[str, str] | None = None) -> None:
-        port = free_port()
-        self.outputs = [tempfile.TemporaryFile() for _ in range(world_size)]  # noqa: SIM115 - closed by __exit__
-        self.processes = []
+    def __init__(
+        self, argv: Sequence[str], world_size: int, env: Mapping[str, str] | None = None, *, fresh: bool = False
+    ) -> None:
+        assert argv[0] == sys.executable
+        self._resources = contextlib.ExitStack()
+        port = self._resources.enter_context(held_port())
+        files = [tempfile.NamedTemporaryFile(prefix="rank-") for _ in range(world_size)]  # noqa: SIM115 - the stack does
+        self.outputs = [self._resources.enter_context(file) for file in files]
+        self.processes: list[ForkedProcess | subprocess.Popen[bytes]] = []
         for rank in range(world_size):
             rank_env = {
                 **os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), **(env or {}),
             }  # fmt: skip
-            self.processes.append(
-                subprocess.Popen(
-                    list(argv),
-                    env=rank_env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=self.outputs[rank],
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )  # fmt: skip
-            )
+            start = self._new if fresh else self._forked
+            self.processes.append(start(argv, rank_env, rank))
+
+    def _new(self, argv: Sequence[str], env: Mapping[str, str], rank: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            list(argv),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=self.outputs[rank],
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+    def _forked(self, argv: Sequence[str], env: Mapping[str, str], rank: int) -> ForkedProcess:
+        return rank_forks().start(argv[1:], env, self.outputs[rank].name)
 
     def __enter__(self) -> "RankProcesses":
         return self
@@ -62,13 +97,12 @@ class RankProcesses:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for output in self.outputs:
-            output.close()
+        self._resources.close()
 
     def output(self, rank: int) -> str:
         """What a rank has printed so far."""
         descriptor = self.outputs[rank].fileno()
-        # Not read(): the rank writes at the same file offset.
+        # Not read(): a rank that was not forked writes at the same file offset.
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
     def wait(self, timeout_s: float) -> list[RankResult]:
@@ -78,17 +112,23 @@ class RankProcesses:
             try:
                 process.wait(max(0.0, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         return [
-            RankResult(rank=rank, returncode=process.returncode, output=self.output(rank))
+            RankResult(rank=rank, returncode=process.returncode, output=self.output(rank))  # type: ignore[arg-type]
             for rank, process in enumerate(self.processes)
         ]
 
 
 def run_ranks(
-    argv: Sequence[str], world_size: int, *, env: Mapping[str, str] | None = None, timeout_s: float = 180
+    argv: Sequence[str],
+    world_size: int,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = RANKS_TIMEOUT_S,
+    fresh: bool = False,
 ) -> list[RankResult]:
     """Run `argv` on `world_size` ranks to the end; see `RankProcesses`."""
-    with RankProcesses(argv, world_size, env) as ranks:
+    with RankProcesses(argv, world_size, env, fresh=fresh) as ranks:
         return ranks.wait(timeout_s)

@@ -21,7 +21,7 @@ def why_not() -> str | None:
     ]
     if os.geteuid() != 0 or missing:
         return f"needs root, ip and tc; user id {os.geteuid()}, missing: {', '.join(missing) or 'nothing'}"
-    probe = subprocess.run([*LINKLAB, "--rate", "1mbit", "--", "true"], capture_output=True, text=True, timeout=60)
+    probe = subprocess.run([*LINKLAB, "--rate", "1mbit", "--", "true"], capture_output=True, text=True, timeout=120)
     return None if probe.returncode == 0 else probe.stderr.strip()
 
 
@@ -42,12 +42,12 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 5) -> bool:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
     """Poll until the condition holds; whether it did in time."""
     deadline_s = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline_s:
+    while not (holds := condition()) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    return condition()
+    return holds
 
 
 def python(code: str) -> Sequence[str]:

@@ -7,7 +7,7 @@ anything differs. Where there are checks of the journal for the layout, they fol
 import sys
 
 from tests.distributed import overlap_journal
-from tests.distributed.overlap_support import DROPOUT, GPT, LLAMA, MOE, groups, train
+from tests.distributed.overlap_support import DROPOUT, GPT, LLAMA, MOE, STEPS, groups, train
 
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
 ALL, SERIALIZED = f"{ON} --overlap-recompute-verify", f"{ON} --overlap-recompute-serialize"
@@ -105,7 +105,7 @@ def main(layout: str) -> int:
         for flags, arms in cases:
             reference = train(flags)
             steps = len(reference.gradients)
-            assert steps == 5 and all(buffer.any() for buffers in reference.gradients for buffer in buffers)
+            assert steps == STEPS and all(buffer.any() for buffers in reference.gradients for buffer in buffers)
             for arm in arms:
                 differences = train(flags, arm).differences(reference)
                 failures += bool(differences)

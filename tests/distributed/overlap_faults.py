@@ -1,8 +1,10 @@
 """One rank of a trainer that goes wrong, started by test_overlap.py: overlap_faults.py MODE [flags]."""
 
+import itertools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from megatron.pretrain.distributed.failure import leave
@@ -59,11 +61,15 @@ def fail_in_backward() -> None:
 
 
 def end_in_the_fifth_window(by: signal.Signals) -> None:
-    """On one rank, the process is killed or stopped while it recomputes and a collective is in flight."""
+    """On one rank, the process is killed or stopped while it recomputes and a collective is in flight.
+
+    The windows are held open for one unit, however late the rank came to them.
+    """
     stock, filled = RecomputeQueue.fill, []
 
-    def fill(queue: RecomputeQueue, *args: Any, **options: Any) -> Fill:
-        found = stock(queue, *args, **options)
+    def fill(queue: RecomputeQueue, until: Callable[[], bool], *args: Any, **options: Any) -> Fill:
+        is_over = itertools.chain([False], itertools.repeat(True))
+        found = stock(queue, lambda: next(is_over), *args, **{**options, "left_ns": None})
         filled.append(found.units)
         if found.units and len(filled) >= 5:
             os.kill(os.getpid(), by)

@@ -24,7 +24,6 @@ from overlap_recompute.plan.actions import Action  # noqa: E402
 from overlap_recompute.plan.errors import UserError  # noqa: E402
 from overlap_recompute.schedules import Phase  # noqa: E402
 from tests.distributed.fault_ranks import Scenario, play  # noqa: E402
-from tests.distributed.launch import free_port  # noqa: E402
 from tests.distributed.overlap_support import CPU, GPT, build, config_of, groups  # noqa: E402
 
 FLAGS = f"{GPT} --num-layers 3 --pipeline-model-parallel-size 3 --global-batch-size 8"
@@ -113,15 +112,11 @@ SCENARIOS = {
 
 def play_all(folder: pathlib.Path) -> None:
     """Play every scenario in a process of its own, all at once."""
-    ports: set[int] = set()
     players = set()
     for name, scenario in SCENARIOS.items():
-        while (port := free_port()) in ports:
-            continue
-        ports.add(port)
         player = os.fork()
         if player == 0:
-            play(scenario, name, port, folder)
+            play(scenario, name, folder)
             os._exit(0)
         players.add(player)
     while players:

@@ -15,7 +15,6 @@ import pytest
 
 from tests.distributed.launch import RankResult, run_ranks
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANKS = 4
 SMALL_DISK_BYTES = 1_700_000
 """Room for one checkpoint of the tiny model (1.1 MB), not for two."""
@@ -63,7 +62,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def outcomes(module: str, world_size: int, out: pathlib.Path, *arguments: str) -> Outcomes:
     """Run a script of scenarios; return what each rank wrote down."""
     command = [sys.executable, "-m", f"tests.distributed.{module}", str(out), *arguments]
-    results = run_ranks(command, world_size, env={"PYTHONPATH": str(ROOT)}, timeout_s=240)
+    results = run_ranks(command, world_size)
     assert all(result.returncode == 0 for result in results), _tails(results)
     return [json.loads((out / f"results-{rank}.json").read_text()) for rank in range(world_size)]
 

@@ -1,7 +1,6 @@
 """Four ranks build the same splits from one cache, and together read what one rank would read."""
 
 import json
-import pathlib
 import sys
 
 import pytest
@@ -17,7 +16,6 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder  # noqa
 
 WORLD = 4
 DOCUMENTS = 50
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         builder.add_document(tokens, [len(tokens)])
     builder.finalize(str(folder / "text.idx"))
     command = [sys.executable, "-m", "tests.distributed.data_ranks", str(folder), str(folder)]
-    results = run_ranks(command, WORLD, env={"PYTHONPATH": str(ROOT)}, timeout_s=240)
+    results = run_ranks(command, WORLD)
     assert all(result.returncode == 0 for result in results), "\n".join(result.output[-2000:] for result in results)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 

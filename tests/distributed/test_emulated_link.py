@@ -9,7 +9,7 @@ from tests.distributed.launch import run_ranks
 
 
 def test_operations_take_their_time_and_nothing_else_changes() -> None:
-    results = run_ranks([sys.executable, "-m", "tests.distributed.emulated_link_ranks"], 2, timeout_s=90)
+    results = run_ranks([sys.executable, "-m", "tests.distributed.emulated_link_ranks"], 2)
     assert all(result.returncode == 0 for result in results), report(results)
 
 
@@ -22,7 +22,7 @@ def test_a_run_over_an_emulated_link_is_slower_and_says_so(tmp_path: pathlib.Pat
         "--tensor-model-parallel-size 2 --emulate-link-gbps 0.001 --emulate-link-latency-us 100"
     )
     command = trainer(*corpus.flags, "--metrics-file", str(metrics), *flags.split())
-    results = run_ranks(command, 2, timeout_s=120)
+    results = run_ranks(command, 2)
     assert all(result.returncode == 0 for result in results), report(results)
     assert "the link between ranks is emulated, 0.001 Gbit/s each way and 100 us" in results[0].output
     carried = re.search(r"emulated link: (\d+) transfers, .* busy for (\S+) emulated s", results[0].output)

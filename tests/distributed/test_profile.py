@@ -125,8 +125,8 @@ def test_two_tensor_parallel_ranks(tmp_path: pathlib.Path) -> None:
     )
     explained_ms = (each_us * profile.layout.microbatches + profile.update_us) / 1e3
     measured_ms = min(record["elapsed_ms"] for record in read_metrics(tmp_path / "plain.jsonl"))
-    # Sizes, not speed: other programs may run beside one of the two.
-    assert 0.1 * measured_ms < explained_ms < 10 * measured_ms
+    # Sizes, not speed (milliseconds for microseconds would show): other programs may run beside one of the two.
+    assert measured_ms / 50 < explained_ms < 50 * measured_ms
 
 
 def test_two_stages_measure_and_carry_out_a_plan(tmp_path: pathlib.Path) -> None:
@@ -247,7 +247,7 @@ def test_a_run_plans_for_itself_again_and_again(tmp_path: pathlib.Path) -> None:
 def test_a_run_keeps_its_plan_and_the_next_start_follows_it(tmp_path: pathlib.Path) -> None:
     """The head of a large vocabulary is work for the last stage: the same command, started again, gives it less."""
     kept = tmp_path / "plan.json"
-    large = ["--pipeline-model-parallel-size", "2", "--vocab-size", "8000"]
+    large = ["--pipeline-model-parallel-size", "2", "--vocab-size", "32000"]  # six layers' worth
     auto = [*large, *FEW, "--overlap-recompute", "--overlap-recompute-auto", "--overlap-recompute-memory-gib", "1"]
     auto += ["--overlap-recompute-auto-plan", str(kept)]
     run(tmp_path, "first", auto, iterations=5, log=(log := []))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.distributed.conftest import ROOT, Corpus, losses, read_metrics, report, trainer
-from tests.distributed.launch import RankProcesses, run_ranks
+from tests.distributed.launch import RANKS_TIMEOUT_S, RankProcesses, run_ranks
 
 MODEL = (
     "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32 "
@@ -47,9 +47,9 @@ def test_a_resumed_run_continues_bit_for_bit(layout: str, tmp_path: pathlib.Path
     assert len(evaluations) >= 3
 
 
-def wait_for_iteration(metrics: pathlib.Path, iteration: int, ranks: RankProcesses, timeout_s: float = 120) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
+def wait_for_iteration(metrics: pathlib.Path, iteration: int, ranks: RankProcesses) -> None:
+    deadline_s = time.monotonic() + RANKS_TIMEOUT_S
+    while time.monotonic() < deadline_s and all(process.poll() is None for process in ranks.processes):
         if metrics.exists() and len(re.findall('"kind":"iteration"', metrics.read_text())) >= iteration:
             return
         time.sleep(0.05)
@@ -62,16 +62,16 @@ def test_sigterm_saves_and_exits_with_zero_and_the_run_goes_on(tmp_path: pathlib
         *corpus.flags, *MODEL, "--pipeline-model-parallel-size", "2", "--exit-signal-handler",
         "--metrics-file", str(metrics), "--save", str(tmp_path / "checkpoints"), "--save-interval", "10000",
     ]  # fmt: skip
-    with RankProcesses(trainer(*flags, "--train-iters", "5000"), 2) as ranks:
+    with RankProcesses(trainer(*flags, "--train-iters", "5000"), 2, fresh=True) as ranks:
         wait_for_iteration(metrics, 3, ranks)
         ranks.processes[1].send_signal(signal.SIGTERM)  # one rank is enough: they agree
-        results = ranks.wait(60)
+        results = ranks.wait(RANKS_TIMEOUT_S)
     assert [r.returncode for r in results] == [0, 0], report(results)
     assert "SIGTERM received" in results[1].output
     done = int((tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text())
     assert done == len(losses(metrics)) >= 3
     resume = ["--load", str(tmp_path / "checkpoints"), "--train-iters", "5000", "--exit-interval", str(done + 1)]
-    again = run_ranks(trainer(*flags, *resume), 2, timeout_s=120)
+    again = run_ranks(trainer(*flags, *resume), 2)
     assert [r.returncode for r in again] == [0, 0], report(again)
     assert len(losses(metrics)) == done + 1
 
@@ -85,15 +85,13 @@ def test_a_killed_rank_ends_the_run_and_is_named(tmp_path: pathlib.Path, corpus:
     with RankProcesses(trainer(*flags), 2) as ranks:
         wait_for_iteration(metrics, 3, ranks)
         ranks.processes[1].kill()
-        killed_s = time.monotonic()
-        ranks.processes[0].wait(60)
-        took_s = time.monotonic() - killed_s
+        ranks.processes[0].wait(60)  # the watch finds it in seconds, gloo alone in minutes
         output = ranks.output(0)
-    assert took_s < 60
     assert ranks.processes[0].returncode == 3, output
     assert re.search(r"rank 1 \(pipeline stage 1, host .*\) died", output), output
-    saved = json.loads(next((tmp_path / "checkpoints").glob("iter_*/run.json")).read_text())
-    assert saved["progress"]["iteration"] % 2 == 0
+    done = int((tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text())
+    saved = json.loads((tmp_path / f"checkpoints/iter_{done:07d}/run.json").read_text())
+    assert saved["progress"]["iteration"] == done >= 2 and done % 2 == 0
 
 
 def test_all_timers_of_unlike_stages_are_reported(tmp_path: pathlib.Path, train: Train) -> None:
@@ -154,7 +152,7 @@ def test_a_fault_of_the_user_is_one_clear_line(fault: str, corpus: Corpus, broke
     environ = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     result = subprocess.run(
         [*trainer(*corpus.flags[2:], *MODEL, "--train-iters", "2"), *data, *given],
-        env=environ, capture_output=True, text=True, timeout=60, cwd=ROOT, stdin=subprocess.DEVNULL,
+        env=environ, capture_output=True, text=True, timeout=120, cwd=ROOT, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.strip()]

@@ -38,8 +38,8 @@ FOLDERS = Path("/tmp")
 """Where clusters keep their files; a socket's path must be short."""
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "nsenter", "unshare")
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-START_TIMEOUT_S = 30.0
-CALL_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 60.0
 
 ENTER = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
 """Run by a shell in new UTS and mount namespaces: be the host $1 with the hosts file $2, then the command. (Not

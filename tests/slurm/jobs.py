@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.slurm.cluster import ROOT, SlurmCluster
 
 SCRIPTS = ROOT / "examples/slurm"
-JOB_TIMEOUT_S = 150.0
+JOB_TIMEOUT_S = 300.0
 POLL_S, LOOK_S = 0.1, 0.4
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 

@@ -16,16 +16,8 @@ pytestmark = pytest.mark.timeout(900)  # the jobs of `story` count as one test; 
 ITERATIONS = 60
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
 WHOLE = ("--train-iters", str(ITERATIONS), "--use-distributed-optimizer")
-
-
-@pytest.fixture(scope="module")
-def whole(cluster: SlurmCluster, flags_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A run on two nodes that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    env = {"FLAGS_FILE": str(flags_file)}
-    job = submit(cluster, "pretrain_multi_node.sbatch", folder, options=TWO_NODES, env=env, flags=WHOLE)
-    assert job.wait() == ("COMPLETED", 0), job.text()
-    return job
+SLOWLY = "--emulate-link-gbps 10 --emulate-link-latency-us 60000\n"
+"""An iteration takes some tenths of a second, and computes the same."""
 
 
 def iterations(metrics: Path) -> int:
@@ -39,8 +31,11 @@ class Story:
     stopped: Job
     """A run on both nodes, stopped by the signal that comes before the time limit, then by an urgent job."""
 
+    whole: Job
+    """The same run on both nodes, with nothing that disturbed it; it ran while the first one waited to start again."""
+
     small: Job
-    """A run of two ranks on one node; it ran while the first one waited to start again."""
+    """A run of two ranks on one node, beside it."""
 
     urgent: Job
     """A run under torchrun that took both nodes."""
@@ -48,29 +43,41 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(cluster: SlurmCluster, flags_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """One after the other in places where the first job waits, since a start takes seconds."""
+    """One after the other in places where the first job waits, since a start takes seconds.
+
+    The first job goes slowly until it has been stopped twice, so that it is never at its end before.
+    """
     env, folder = {"FLAGS_FILE": str(flags_file)}, tmp_path_factory.mktemp("story")
+    slow = folder / "slow.flags"
+    slow.write_text(flags_file.read_text() + SLOWLY)
     tensor_parallel = ("--tensor-model-parallel-size", "2", "--sequence-parallel", "--train-iters")
-    job = submit(cluster, "pretrain_requeue.sbatch", folder / "stopped", options=TWO_NODES, env=env, flags=WHOLE)
+    slow_env = {"FLAGS_FILE": str(slow)}
+    job = submit(cluster, "pretrain_requeue.sbatch", folder / "stopped", options=TWO_NODES, env=slow_env, flags=WHOLE)
     metrics = folder / "stopped/metrics.jsonl"
     job.wait_until(lambda: iterations(metrics) >= 3, "a few iterations")
     cluster.ask("scancel", "--signal=USR1", job.job_id)  # what --signal=USR1@300 does
     job.wait_until(lambda: "requeued (restart 1)" in job.text(), "requeued by the script")
     done = iterations(metrics)
+    whole = submit(cluster, "pretrain_multi_node.sbatch", folder / "whole", options=TWO_NODES, env=env, flags=WHOLE)
     options = ("--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=2")
     flags = (*tensor_parallel, "2")
     small = submit(cluster, "pretrain_single_node.sbatch", folder / "small", options=options, env=env, flags=flags)
+    for each in (whole, small):  # the urgent job would stop them
+        each.wait()
     job.wait_until(lambda: iterations(metrics) >= done + 3, "a few more")
     options = ("--partition=urgent", f"--cpus-per-task={CPUS_PER_NODE}", "--gpus-per-node=1")
     flags = (*tensor_parallel, "4")
     urgent = submit(cluster, "pretrain_torchrun.sbatch", folder / "urgent", options=options, env=env, flags=flags)
-    for each in (urgent, small, job):  # the first job's ranks got SIGTERM and had KillWait to save
+    job.wait_until(lambda: "DUE TO PREEMPTION" in job.text(), "stopped by the urgent job")
+    slow.write_text(flags_file.read_text())  # the job reads it when it starts again
+    for each in (urgent, job):  # the first job's ranks got SIGTERM and had KillWait to save
         each.wait()
-    return Story(stopped=job, small=small, urgent=urgent)
+    return Story(stopped=job, whole=whole, small=small, urgent=urgent)
 
 
-def test_a_preempted_run_goes_on_bit_for_bit(story: Story, whole: Job) -> None:
-    job = story.stopped
+def test_a_preempted_run_goes_on_bit_for_bit(story: Story) -> None:
+    job, whole = story.stopped, story.whole
+    assert whole.wait() == ("COMPLETED", 0), whole.text()
     assert job.wait() == ("COMPLETED", 0), job.text()
     assert job.field("Restarts") == "2" and "DUE TO PREEMPTION" in job.text()
     assert f"finished, iteration {ITERATIONS} of {ITERATIONS}" in job.text()

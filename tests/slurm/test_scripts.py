@@ -23,7 +23,7 @@ def run_script(
     """Run a script outside of Slurm, with nothing but `env` in its environment."""
     return subprocess.run(
         [SHELL, str(script), *arguments],
-        env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20,
+        env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
@@ -125,6 +125,6 @@ def test_the_flags_that_come_with_the_scripts_are_good(ranks: int, tmp_path: Pat
 @pytest.mark.parametrize("name", [*BATCH_SCRIPTS, "common.sh"])
 def test_scripts_are_good_bash(name: str) -> None:
     text = (SCRIPTS / name).read_text()
-    assert subprocess.run([SHELL, "-n", str(SCRIPTS / name)], timeout=20, check=False).returncode == 0
+    assert subprocess.run([SHELL, "-n", str(SCRIPTS / name)], timeout=60, check=False).returncode == 0
     assert "eval" not in text.replace("--eval", "").replace("evaluated", "")
     assert name == "common.sh" or "\nset -euo pipefail\n" in text

@@ -12,6 +12,7 @@ from megatron.overlap.figures import StepFigures
 from megatron.overlap.measuring.clocks import Clock
 from megatron.overlap.session import OverlapSession
 from megatron.overlap.settings import OverlapSettings
+from megatron.pretrain.distributed.seeds import seed_everything
 from overlap_recompute.plan.layer_units import LAYER_UNITS
 from overlap_recompute.plan.policy_text import Drop
 from overlap_recompute.plan.windows import WindowKind
@@ -129,6 +130,7 @@ def run_turn(
             step()
         _take_peak(step, stage, samples)
         with _reproducible(stage.device):
+            seed_everything(stage.config.training.seed)  # dropout draws the same in every arm
             step()
             samples.digest = stage.gradient_digest()
         if session is not None:

@@ -47,7 +47,7 @@ def collect(state: TrainingState, *, with_optimizer: bool, is_loading: bool) -> 
     Collective for the distributed optimizer, which gathers its shards over data-parallel ranks when it is saved.
     """
     if not is_loading:
-        _finish_parameter_gathers(state.model)
+        finish_parameter_gathers(state.model)
     content = _content_metadata(state.optimizer)
     result: dict[str, Any] = {} if is_loading else {_CONTENT: dict(content)}  # modules add process groups to theirs
     for key, module in model_chunks(state).items():
@@ -125,7 +125,7 @@ def _content_metadata(optimizer: MegatronOptimizer) -> dict[str, Any]:
     return content
 
 
-def _finish_parameter_gathers(model: list[DistributedDataParallel]) -> None:
+def finish_parameter_gathers(model: list[DistributedDataParallel]) -> None:
     """Bring the weights up to date: with --overlap-param-gather they are gathered when the next forward needs them."""
     for chunk in model:
         if chunk.ddp_config.use_distributed_optimizer and chunk.ddp_config.overlap_param_gather:

@@ -1,9 +1,11 @@
 """A run's checkpoints: save, finish what is written in the background, load. Start reading here."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from megatron.pretrain.checkpoint.folder_lock import FolderLock
 from megatron.pretrain.checkpoint.loading import Loader
 from megatron.pretrain.checkpoint.ranks import Ranks
 from megatron.pretrain.checkpoint.record import JSON
@@ -41,10 +43,27 @@ class CheckpointManager:
             TypeError: `model_identity` or `run_config` holds something that JSON has no form for.
         """
         self._options = options
-        ranks = Ranks.of_job()
+        self._ranks = ranks = Ranks.of_job()
         identity, config = (json.loads(json.dumps(values)) for values in (model_identity, run_config))
         self._saver = Saver(options, identity, config, ranks, on_saved)
         self._loader = Loader(options=options, identity=identity, seed=seed, ranks=ranks)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, no other run that claims it may save into --save. Without --save nothing is claimed.
+
+        Raises:
+            CheckpointError: on every rank, if another run holds the folder, or it cannot be written.
+        """
+        if self._options.save is None:
+            yield
+            return
+        lock = FolderLock(Path(self._options.save))
+        self._ranks.first(f"claiming {self._options.save}", lock.acquire)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint of `state` into --save, or start writing it with --async-save.

@@ -33,12 +33,14 @@ class Range:
             (self.low, "more than" if self.low_is_open else "at least"),
             (self.high, "less than" if self.high_is_open else "at most"),
         ]
-        return " and ".join(f"{words} {bound:g}" for bound, words in bounds if math.isfinite(bound)) or "finite"
+        return " and ".join(f"{words} {bound:.10g}" for bound, words in bounds if math.isfinite(bound)) or "finite"
 
 
 AnyInt = Annotated[int, Range()]
 PositiveInt = Annotated[int, Range(low=1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
+Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
+"""numpy's generators, which shuffle the data, take no larger one."""
 PositiveFloat = Annotated[float, Range(low=0, low_is_open=True)]
 NonNegativeFloat = Annotated[float, Range(low=0)]
 Probability = Annotated[float, Range(low=0, high=1, high_is_open=True)]

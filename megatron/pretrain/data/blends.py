@@ -76,7 +76,7 @@ def data_plan(config: PretrainConfig) -> DataPlan:
             clash = "--data-path" if data.data_path is not None else "--split"
             raise DataError(f"{clash} with {SPLIT_FLAGS[0]}", "files for all splits or for each", f"leave out {clash}")
         first, second, third = (parse_blend(words, flag) for words, flag in zip(own, SPLIT_FLAGS, strict=True))
-        if first is None:
+        if first is None and not config.training.skip_train:
             raise DataError(f"no {SPLIT_FLAGS[0]}", "files to train on", f"add {SPLIT_FLAGS[0]}")
         return DataPlan(blends=(first, second, third), shares=None, samples=samples)
     blend = parse_blend(data.data_path, "--data-path")

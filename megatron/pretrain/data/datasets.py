@@ -1,7 +1,7 @@
 """Megatron-Core's GPTDataset, MockGPTDataset and BlendedMegatronDatasetBuilder, set up from the flags of a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,15 +40,22 @@ class DatasetTokenizer:
     """Identity of the tokenizer and of the data files: both then are in the names of the index caches."""
 
 
-def build_datasets(config: PretrainConfig, tokenizer: Tokenizer) -> DatasetSplits:
+def build_datasets(config: PretrainConfig, tokenizer: Tokenizer, *, train_samples: int = 0) -> DatasetSplits:
     """Build the splits. Every rank calls it; with a process group, rank 0 builds the indices and the others load them.
 
     Call `check_data_files` before it, in every process: this trusts the files.
+
+    Args:
+        config: the options of the run.
+        tokenizer: that of the run.
+        train_samples: training sequences that the run draws, if they are more than --train-iters global batches: one
+            that was resumed with a smaller global batch has read more before.
 
     Raises:
         DataError: the index cache cannot be written, or a blend draws more than its parts hold.
     """
     plan = data_plan(config)
+    plan = replace(plan, samples=(max(plan.samples[0], train_samples), *plan.samples[1:]))
     dataset_config = _dataset_config(config, tokenizer, plan)
     distributed = torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:

@@ -1,5 +1,6 @@
 """Microbatches in an order that depends on the position in the run alone."""
 
+import itertools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ class MicrobatchOrder(Sampler[list[int]]):
 
     The ranks share every stretch of `micro_batch_size * dp_size` positions in rank order, so a global batch holds the
     same sequences whatever the data-parallel size, and the count of consumed samples alone says where to go on
-    (Megatron-LM's `--dataloader-type single`). A last stretch that is not full is left out.
+    (Megatron-LM's `--dataloader-type single`). A last stretch that is not full is left out. With `repeats`, the first
+    position follows the last full stretch, without end.
     """
 
     total_samples: int
@@ -29,16 +31,20 @@ class MicrobatchOrder(Sampler[list[int]]):
     micro_batch_size: int
     dp_rank: int
     dp_size: int
+    repeats: bool = False
 
     def __len__(self) -> int:
-        return max(0, self.total_samples - self.consumed_samples) // (self.micro_batch_size * self.dp_size)
+        """Microbatches to come; with `repeats`, those of one pass."""
+        passed = 0 if self.repeats else self.consumed_samples
+        return max(0, self.total_samples - passed) // (self.micro_batch_size * self.dp_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_size * self.dp_size
         start = self.consumed_samples + self.dp_rank * self.micro_batch_size
-        for step in range(len(self)):
+        period = len(self) * stride if self.repeats else self.total_samples
+        for step in itertools.count() if self.repeats else range(len(self)):
             first = start + step * stride
-            yield list(range(first, first + self.micro_batch_size))
+            yield [place % period for place in range(first, first + self.micro_batch_size)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,7 @@ def build_loader(
     cp_rank: int = 0,
     cp_size: int = 1,
     device: torch.device | None = None,
+    repeats: bool = False,
 ) -> Iterator[Batch]:
     """Iterate over the microbatches of one rank from a position of the run on.
 
@@ -98,11 +105,10 @@ def build_loader(
         dataset: a split of `build_datasets`.
         consumed_samples: sequences that all data-parallel ranks together have read before.
         config: the run's options.
-        dp_rank: this rank among those that read different sequences.
-        dp_size: count of those ranks.
-        cp_rank: this rank among those that share each sequence.
-        cp_size: count of those ranks.
+        dp_rank, dp_size: this rank among those that read different sequences, and their count.
+        cp_rank, cp_size: this rank among those that share each sequence, and their count.
         device: where to put the tensors; a CUDA device is fed from pinned memory without waiting. None: the CPU.
+        repeats: begin again after the last sample, so that any position can be resumed from.
 
     Yields:
         tokens, labels, position_ids (int64) and loss_mask (float32), each [micro_batch, sequence / cp_size].
@@ -116,12 +122,13 @@ def build_loader(
         micro_batch_size=config.training.micro_batch_size,
         dp_rank=dp_rank,
         dp_size=dp_size,
+        repeats=repeats,
     )
     if len(order) == 0:
         raise DataError(
             f"a data position of {consumed_samples} in {order.total_samples} samples",
             f"at least {order.micro_batch_size * dp_size} samples ahead",
-            "lengthen the run (--train-iters; for validation also --eval-iters or a smaller --eval-interval)",
+            "lengthen the run (--train-iters; for evaluations --eval-iters)",
         )
     workers = config.data.num_workers
     on_cuda = device is not None and device.type == "cuda"

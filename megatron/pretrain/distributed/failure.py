@@ -70,14 +70,18 @@ def _own_error(rank: int, error: BaseException, environ: Mapping[str, str], *, t
 
 
 def _record(error: BaseException, environ: Mapping[str, str]) -> None:
-    """Leave the error where torchrun's agent looks for it (torch/distributed/elastic/multiprocessing/errors)."""
+    """Leave the error where torchrun's agent looks for it (torch/distributed/elastic/multiprocessing/errors).
+
+    The agent prints what it finds as the call stack, in its summary; a fault of the user needs none.
+    """
     path = environ.get(ERROR_FILE_VARIABLE)
     if not path:
         return
+    is_users = isinstance(error, UserError)
     message = {
         "message": f"{type(error).__name__}: {error}",
         "extraInfo": {
-            "py_callstack": "".join(traceback.format_exception(error)),
+            "py_callstack": f"none; {error}" if is_users else "".join(traceback.format_exception(error)),
             "timestamp": str(int(time.time())),
         },
     }

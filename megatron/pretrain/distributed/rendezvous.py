@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import queue
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -65,13 +67,8 @@ def _connect(world: World, environ: Mapping[str, str], timeout_s: float) -> Stor
     try:
         if not hosts_store:
             _await_port(world, timeout_s)
-        return TCPStore(
-            world.master_addr,
-            world.master_port,
-            is_master=hosts_store,
-            timeout=timedelta(seconds=timeout_s),
-            wait_for_workers=False,
-        )
+            return _within(timeout_s, lambda: _open_store(world, timeout_s, hosts_store=False))
+        return _open_store(world, timeout_s, hosts_store=True)
     except (DistError, OSError, RuntimeError, ValueError) as error:
         if hosts_store:
             raise ClusterError(
@@ -88,12 +85,53 @@ def _connect(world: World, environ: Mapping[str, str], timeout_s: float) -> Stor
         ) from error
 
 
+def _open_store(world: World, timeout_s: float, *, hosts_store: bool) -> Store:
+    return TCPStore(
+        world.master_addr,
+        world.master_port,
+        is_master=hosts_store,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+    )
+
+
+def _within(timeout_s: float, connect: Callable[[], Store]) -> Store:
+    """What `connect` returns or raises; it has a thread of its own, since torch's client waits for its first answer
+    without a limit, and another program that listens at the port gives none.
+
+    Raises:
+        TimeoutError: it did not come to an end in time.
+    """
+    outcomes: queue.SimpleQueue[Store | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcomes.put(connect())
+        except Exception as error:
+            outcomes.put(error)
+
+    threading.Thread(target=run, name="store-client", daemon=True).start()
+    try:
+        outcome = outcomes.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError("a program that listens there does not answer as a store does") from None
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 def _await_port(world: World, timeout_s: float) -> None:
-    """Wait until somebody listens at the store's address; the store's own client prints native stacks meanwhile."""
+    """Wait until somebody listens at the store's address; the store's own client prints native stacks meanwhile.
+
+    On rank 0's host a connection to a port of the range that the system hands out may come from that very port: it then
+    is one with itself, and would keep the port from rank 0.
+    """
     deadline_s, pause_s = time.monotonic() + timeout_s, POLL_S
     while True:
         try:
-            socket.create_connection((world.master_addr, world.master_port), timeout=timeout_s).close()
+            with socket.create_connection((world.master_addr, world.master_port), timeout=timeout_s) as probe:
+                if probe.getsockname() == probe.getpeername():
+                    raise ConnectionRefusedError("nobody listens but this rank itself")
             return
         except OSError:
             if time.monotonic() + pause_s > deadline_s:

@@ -49,12 +49,18 @@ def event_line(record: EventRecord) -> str:
 
 
 def timer_lines(record: IterationRecord) -> tuple[str, ...]:
-    """Return a heading and one line per timer, or nothing when no timer ran."""
+    """Return a heading and the timers, as --timing-log-option asks for them, or nothing when none ran."""
     if not record.timers_ms:
         return ()
+    if record.timers_by_rank_ms:
+        return ("times across ranks (ms):", *_timers_of_ranks(record.timers_by_rank_ms))
     width = max(len(name) for name in record.timers_ms)
-    times = (f"    {name:.<{width + 4}}: {time_ms:.2f}" for name, time_ms in sorted(record.timers_ms.items()))
-    return ("max time across ranks (ms):", *times)
+    least = record.timers_min_ms
+    times = (
+        f"    {name:.<{width + 4}}: " + (f"({least[name]:.2f}, {time_ms:.2f})" if least else f"{time_ms:.2f}")
+        for name, time_ms in sorted(record.timers_ms.items())
+    )
+    return ("(min, max) time across ranks (ms):" if least else "max time across ranks (ms):", *times)
 
 
 def overlap_lines(record: IterationRecord) -> tuple[str, ...]:
@@ -72,6 +78,12 @@ def overlap_lines(record: IterationRecord) -> tuple[str, ...]:
         *_windows(found),
     ]
     return (" " + " | ".join(parts) + " |",)
+
+
+def _timers_of_ranks(timers_ms: Mapping[str, tuple[float, ...]]) -> Iterator[str]:
+    for name, times_ms in sorted(timers_ms.items()):
+        yield f"  {name}:"
+        yield from (f"     rank {rank:2d}: {time_ms:.2f}" for rank, time_ms in enumerate(times_ms) if time_ms > 0)
 
 
 def _windows(found: Mapping[str, float]) -> Iterator[str]:

@@ -79,6 +79,12 @@ class IterationRecord:
     timers_ms: Mapping[str, float] = field(default_factory=dict)
     """Megatron's timers, per iteration, largest over ranks (`--timing-log-level`)."""
 
+    timers_min_ms: Mapping[str, float] = field(default_factory=dict)
+    """The same, smallest over the ranks that have the timer (`--timing-log-option minmax`)."""
+
+    timers_by_rank_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """The same of every rank, 0 where a rank has no such timer (`--timing-log-option all`)."""
+
     extra: Mapping[str, float] = field(default_factory=dict)
     """Figures of optional parts under a name such as "overlap/hidden_recompute_ms"."""
 

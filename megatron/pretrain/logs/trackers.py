@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases: the figures of a record under Megatron-LM's names."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from megatron.pretrain.config.groups.logging import LoggingOptions
 from megatron.pretrain.logs.optional import load
 from megatron.pretrain.logs.records import EvaluationRecord, EventRecord, IterationRecord, Record, RunFacts
 from megatron.pretrain.logs.wire import to_json_value
+from overlap_recompute.plan.errors import ConfigError
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +70,23 @@ def _evaluation_scalars(
     yield f"lm loss {record.split} ppl", record.perplexity if options.log_validation_ppl_to_tensorboard else None, True
 
 
+@contextlib.contextmanager
+def _opening(flag: str) -> Iterator[None]:
+    """Within, a folder is made ready to write into.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{flag}, which cannot be written ({error.strerror or error})",
+            "a folder that the last rank may write to, with room on the disk",
+            "choose another folder or make room",
+        ) from error
+
+
 class TensorBoardSink:
     """Writes an event file into `--tensorboard-dir`."""
 
@@ -77,7 +96,10 @@ class TensorBoardSink:
         wanted_by = f"--tensorboard-dir {options.tensorboard_dir}"
         load("tensorboard", wanted_by=wanted_by, package="tensorboard")
         board = load("torch.utils.tensorboard", wanted_by=wanted_by, package="tensorboard")
-        self._writer = board.SummaryWriter(log_dir=options.tensorboard_dir, max_queue=options.tensorboard_queue_size)
+        with _opening(wanted_by):
+            self._writer = board.SummaryWriter(
+                log_dir=options.tensorboard_dir, max_queue=options.tensorboard_queue_size
+            )
         self._options, self._world_size = options, world_size
         self._next_iteration = 0
 
@@ -112,7 +134,8 @@ class WandbSink:
         self._options, self._world_size = options, world_size
         default_folder = Path("wandb") if save_folder is None else save_folder / "wandb"
         folder = Path(options.wandb_save_dir or default_folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with _opening(f"--wandb-save-dir {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
         arguments = {
             "project": options.wandb_project,
             "entity": options.wandb_entity or None,

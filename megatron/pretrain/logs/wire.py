@@ -148,6 +148,7 @@ _READERS: Mapping[object, Callable[[Any], Any]] = {
     Mapping[str, str]: _mapping(_text),
     Mapping[str, int]: _mapping(_integer),
     Mapping[str, float]: _mapping(_number),
+    Mapping[str, tuple[float, ...]]: _mapping(lambda value: tuple(_number(item) for item in _exactly(list)(value))),
     Mapping[str, object]: _mapping(lambda value: value),
     Mapping[str, str | float]: _mapping(lambda value: value if isinstance(value, str) else _number(value)),
 }

@@ -13,6 +13,7 @@ from megatron.pretrain.config.checks.overlap import AUTO, AUTO_MEMORY
 from megatron.pretrain.training.plan_changes import changes_in_words
 from megatron.pretrain.training.planner_process import PLANNER, PlannerError, plan_for, predicted_us
 from overlap_recompute.plan.codec import FileError, from_data, write_record
+from overlap_recompute.plan.device import planned_bytes
 from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan
 from overlap_recompute.plan.profile import Profile
@@ -21,8 +22,6 @@ from overlap_recompute.plan.validation import check_plan
 
 logger = logging.getLogger(__name__)
 
-DEVICE_SHARE = 0.9
-"""Of a device's memory, when no budget is given: the rest is for what nobody counts."""
 WORTH_IT = 0.01
 """A plan, or a layout, must be predicted to be faster by more than this part of an iteration."""
 BYTES_PER_GIB = 1 << 30
@@ -127,7 +126,7 @@ def budget_gib_of(config: PretrainConfig, device: torch.device) -> float:
     given = config.overlap.overlap_recompute_memory_gib
     if given is not None:
         return given
-    return DEVICE_SHARE * int(torch.cuda.get_device_properties(device).total_memory) / BYTES_PER_GIB
+    return planned_bytes(int(torch.cuda.get_device_properties(device).total_memory)) / BYTES_PER_GIB
 
 
 def _better_split(plan: Plan, profile: Profile, budget_gib: float) -> Plan | None:

@@ -17,6 +17,8 @@ def build_iterators(
     device: torch.device,
     dataset: SampleDataset | None,
     consumed_samples: int,
+    *,
+    repeats: bool = False,
 ) -> list[BatchIterator | None]:
     """Make an iterator for each chunk of this rank that holds the embedding or the loss; None for the others.
 
@@ -29,6 +31,7 @@ def build_iterators(
         device: where batches go.
         dataset: a split; None on ranks that read nothing.
         consumed_samples: sequences of the split that the run has read before, over all data-parallel ranks.
+        repeats: begin again after the last sequence of the split.
     """
     return [
         build_loader(
@@ -40,6 +43,7 @@ def build_iterators(
             cp_rank=parallel_state.get_context_parallel_rank(),
             cp_size=parallel_state.get_context_parallel_world_size(),
             device=device,
+            repeats=repeats,
         )
         if dataset is not None and _reads(chunk)
         else None

@@ -1,9 +1,12 @@
 """Loss on held-out data."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.training.pipeline import ForwardBackward
@@ -22,6 +25,16 @@ class Evaluation:
     """Sequences read, over all data-parallel ranks."""
 
 
+@contextlib.contextmanager
+def untimed(config: TransformerConfig) -> Iterator[None]:
+    """Within, the schedules start no timers: those of the iterations would count what is evaluated between them."""
+    timers, config.timers = config.timers, None
+    try:
+        yield
+    finally:
+        config.timers = timers
+
+
 @torch.no_grad()
 def evaluate(
     config: PretrainConfig,
@@ -37,16 +50,17 @@ def evaluate(
         chunk.eval()
     run = forward_backward or get_forward_backward_func()
     figures: list[dict[str, torch.Tensor]] = []
-    for _ in range(config.training.eval_iters):
-        figures += run(
-            forward_step_func=forward_step,
-            data_iterator=iterators,
-            model=state.model,
-            num_microbatches=config.num_microbatches,
-            seq_length=config.model.seq_length,
-            micro_batch_size=config.training.micro_batch_size,
-            forward_only=True,
-        )
+    with untimed(state.model[0].config):
+        for _ in range(config.training.eval_iters):
+            figures += run(
+                forward_step_func=forward_step,
+                data_iterator=iterators,
+                model=state.model,
+                num_microbatches=config.num_microbatches,
+                seq_length=config.model.seq_length,
+                micro_batch_size=config.training.micro_batch_size,
+                forward_only=True,
+            )
     for chunk in state.model:
         chunk.train()
     loss = mean_loss(figures)

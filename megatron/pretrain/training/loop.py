@@ -63,7 +63,9 @@ class Trainer:
         self._overlap, self._forward_backward = overlap, forward_backward
         self._step = TrainStep(config, before_update=stop.announce, overlap=overlap, forward_backward=forward_backward)
         self._interval = Interval()
-        self._saved_iteration = self._validated_iteration = state.progress.iteration
+        self._saved_iteration = state.progress.iteration
+        # A checkpoint is saved after the validation of its iteration, if one was due.
+        self._validated_iteration = state.progress.iteration if self._is_due(config.training.eval_interval) else None
 
     def run(self) -> StopReason | None:
         """Train until the last iteration or a reason to stop, and save what is not saved yet. Returns the reason."""

@@ -40,8 +40,11 @@ def build_optimizer(
     config: PretrainConfig, model: list[DistributedDataParallel], device: torch.device
 ) -> MegatronOptimizer:
     """Make the optimizer over all chunks of this rank and let the schedules scale the loss through it."""
+    optimizer_config = build_optimizer_config(config)
+    optimizer_config.timers = model[0].config.timers
+    optimizer_config.barrier_with_L1_time = model[0].config.barrier_with_L1_time
     # Only checkpoint formats that are not offered here gather over extra gloo groups.
-    optimizer = get_megatron_optimizer(build_optimizer_config(config), model, use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(optimizer_config, model, use_gloo_process_groups=False)
     if device.type == "cpu":
         _fuse_cpu_adam(optimizer)
     for chunk in model:

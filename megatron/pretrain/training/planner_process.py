@@ -1,9 +1,11 @@
 """The planner and the simulator, each call in a process of its own: training ranks never import them."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from overlap_recompute.plan.codec import FileError, write_record
@@ -30,17 +32,13 @@ def plan_for(profile: Profile, budget_gib: float, *, limit_s: float, partition: 
     Raises:
         PlannerError: there is none, or not in time.
     """
-    with tempfile.TemporaryDirectory(prefix="overlap-recompute-") as folder:
-        source, target = Path(folder) / "profile.json", Path(folder) / "plan.json"
+    with _files() as (source, target):
         write_record(source, profile)
         _ask(
             "plan", str(source), "--memory-gib", f"{budget_gib:.6g}", "--planner", PLANNER, "--no-baselines",
             "--output", str(target), *(["--partition"] if partition else []), limit_s=limit_s,
         )  # fmt: skip
-        try:
-            return read_plan(target)
-        except FileError as error:
-            raise PlannerError(str(error)) from error
+        return read_plan(target)
 
 
 def predicted_us(profile: Profile, plan: Plan, *, limit_s: float) -> float:
@@ -49,12 +47,21 @@ def predicted_us(profile: Profile, plan: Plan, *, limit_s: float) -> float:
     Raises:
         PlannerError: the two do not fit each other, or the answer is not there in time.
     """
-    with tempfile.TemporaryDirectory(prefix="overlap-recompute-") as folder:
-        source, target = Path(folder) / "profile.json", Path(folder) / "plan.json"
+    with _files() as (source, target):
         write_record(source, profile)
         write_record(target, plan)
         answer = json.loads(_ask("simulate", str(source), str(target), "--json", limit_s=limit_s))
     return float(answer["iteration_us"])
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[tuple[Path, Path]]:
+    """Paths of a profile and a plan in a folder that is removed again; where they fail, the planner does."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="overlap-recompute-") as folder:
+            yield Path(folder) / "profile.json", Path(folder) / "plan.json"
+    except (OSError, FileError) as error:
+        raise PlannerError(str(error)) from error
 
 
 def _ask(*words: str, limit_s: float) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -10,6 +11,7 @@ from megatron.core.optimizer_param_scheduler import get_canonical_lr_for_logging
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.timers import Timers
 
+from megatron.pretrain.checkpoint.contents import finish_parameter_gathers
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.logs.memory import peak_memory_bytes
 from megatron.pretrain.logs.records import EvaluationRecord, IterationRecord, perplexity_of
@@ -17,6 +19,21 @@ from megatron.pretrain.logs.throughput import tflops_per_rank, tokens_per_s
 from megatron.pretrain.training.evaluate import Evaluation
 from megatron.pretrain.training.interval import IntervalFigures
 from megatron.pretrain.training.state import TrainingState
+
+
+def timer_fields(option: str, by_rank_ms: Mapping[str, tuple[float, ...]]) -> dict[str, Mapping[str, Any]]:
+    """The fields of an `IterationRecord` about timers that `--timing-log-option` asks for.
+
+    Args:
+        option: max, minmax or all.
+        by_rank_ms: each timer's time on each rank; 0 on ranks that do not have it.
+    """
+    fields: dict[str, Mapping[str, Any]] = {"timers_ms": {name: max(times) for name, times in by_rank_ms.items()}}
+    if option == "minmax":
+        fields["timers_min_ms"] = {name: min(filter(None, times)) for name, times in by_rank_ms.items()}
+    if option == "all":
+        fields["timers_by_rank_ms"] = by_rank_ms
+    return fields
 
 
 class Reporter:
@@ -60,8 +77,8 @@ class Reporter:
             params_norm=self._params_norm(state.model) if config.logging.log_params_norm else None,
             peak_memory_min_bytes=int(memory[0]),
             peak_memory_max_bytes=int(memory[1]),
-            timers_ms=self._timers_ms(figures.iterations),
             extra=extra or {},
+            **timer_fields(config.logging.timing_log_option, self._timers_by_rank_ms(figures.iterations)),
         )
 
     def evaluation(self, state: TrainingState, found: Evaluation, split: str, elapsed_s: float) -> EvaluationRecord:
@@ -83,18 +100,23 @@ class Reporter:
         torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
         return -float(both[0]), float(both[1])
 
-    def _timers_ms(self, iterations: int) -> Mapping[str, float]:
+    def _timers_by_rank_ms(self, iterations: int) -> Mapping[str, tuple[float, ...]]:
+        """Time per iteration of each timer on each rank; 0 on ranks that do not have it."""
         if self._timers is None:
             return {}
         # Stages have timers of their own (sends, receives): the ranks must gather one list, of the same length.
         known: list[list[str]] = [[] for _ in range(self._config.world.world_size)]
         torch.distributed.all_gather_object(known, list(self._timers._timers))
         names = sorted({name for rank_names in known for name in rank_names})
-        extremes = self._timers._get_global_min_max_time(names, reset=True, barrier=False, normalizer=iterations / 1e3)
-        return {name: largest for name, (_, largest) in extremes.items()}
+        if not names:
+            return {}
+        times_s = self._timers._get_elapsed_time_all_ranks(names, reset=True, barrier=False).double()
+        by_name = zip(names, (times_s * 1e3 / iterations).t().tolist(), strict=True)
+        return {name: tuple(times_ms) for name, times_ms in by_name if any(time_ms > 0 for time_ms in times_ms)}
 
     def _params_norm(self, model: list[DistributedDataParallel]) -> float:
         """L2 norm of all parameters, each counted once: experts over their own groups, the rest over TP x PP."""
+        finish_parameter_gathers(model)
         squares = torch.zeros(2, dtype=torch.float64, device=self._device)
         for chunk in model:
             for parameter in chunk.parameters():

@@ -31,6 +31,7 @@ from megatron.pretrain.training.loop import Trainer
 from megatron.pretrain.training.optimizer import build_optimizer, build_scheduler
 from megatron.pretrain.training.overlap import Overlap, open_recompute
 from megatron.pretrain.training.pipeline import ForwardBackward, open_pipeline
+from megatron.pretrain.training.positions import first_validation_sample, samples_of_the_run
 from megatron.pretrain.training.profile_facts import facts_of_profile
 from megatron.pretrain.training.report import Reporter
 from megatron.pretrain.training.state import Progress, TrainingState
@@ -76,12 +77,14 @@ def open_trainer(config: PretrainConfig, device: torch.device, argv: Sequence[st
             seed=config.training.seed,
             on_saved=lambda iteration, folder: run_log.record(_saved(iteration, folder)),
         )
+        if not config.training.skip_train:
+            stack.enter_context(checkpoints.claimed())
         stack.push(lambda kind, *_: checkpoints.close(abort=kind is not None))
         loaded = checkpoints.load(state)
         if loaded is not None:
             state.progress = loaded
         with cluster.quiet():
-            splits = build_datasets(config, tokenizer)
+            splits = build_datasets(config, tokenizer, train_samples=samples_of_the_run(config, state.progress))
         stop = stack.enter_context(StopConditions(config.training, host_group=cluster.host_group))
         run_log = stack.enter_context(_open_log(config, state.progress, shape, device, argv))
         facts = partial(facts_of_profile, config, shape, argv, device)
@@ -196,14 +199,17 @@ def _trainer(
     plan = data_plan(config)
     iterators = partial(build_iterators, config, state.model, device)
     finished = config.training.skip_train or state.progress.iteration >= config.train_iters
-    consumed_valid = state.progress.consumed_valid_samples
+    consumed_valid = first_validation_sample(config, state.progress)
     return Trainer(
         config=config,
         state=state,
         train_iterators=(
             [None] * len(state.model) if finished else iterators(splits.train, state.progress.consumed_train_samples)
         ),
-        valid_iterators=partial(iterators, splits.valid, consumed_valid) if plan.is_used(VALID) else None,
+        # How often a run evaluates may change when it is resumed, so the position may lie beyond what it would read.
+        valid_iterators=(
+            partial(iterators, splits.valid, consumed_valid, repeats=True) if plan.is_used(VALID) else None
+        ),
         test_iterators=partial(iterators, splits.test, 0) if plan.is_used(TEST) else None,
         run_log=run_log,
         reporter=Reporter(

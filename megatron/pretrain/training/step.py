@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron.pretrain.config import PretrainConfig
+from megatron.pretrain.training.not_finite import gradients_are_finite
 from megatron.pretrain.training.overlap import Overlap
 from megatron.pretrain.training.pipeline import ForwardBackward
 from megatron.pretrain.training.state import TrainingState
@@ -108,7 +109,7 @@ class TrainStep:
         for chunk in state.model:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
-        with self._around():
+        with gradients_are_finite(state.progress.iteration + 1), self._around():
             figures = self._forward_backward(
                 forward_step_func=self._forward_step,
                 data_iterator=iterators,

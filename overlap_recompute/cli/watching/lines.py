@@ -16,6 +16,9 @@ SCHEMA = "pretrain-metrics/1"
 EXIT_EVENT = "exit"
 """The event of a run that ends before its last iteration."""
 
+MOST = 1e100
+"""Larger figures are taken for infinite: no training has them, and sums of them would be."""
+_MOST_WHOLE = 1 << 62
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -131,14 +134,15 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value)
+        found = float(value)
     except OverflowError:  # a whole number of hundreds of digits
         return None
+    return found if abs(found) <= MOST or math.isnan(found) else math.copysign(math.inf, found)
 
 
 def _whole(value: object) -> int | None:
     found = number(value)
-    return int(found) if found is not None and math.isfinite(found) else None
+    return int(found) if found is not None and abs(found) <= _MOST_WHOLE else None
 
 
 def _text(value: object) -> str:

@@ -1,5 +1,8 @@
 """The lane, marks in stream time, and the emulated link on CUDA."""
 
+import os
+import subprocess
+import sys
 import time
 import weakref
 
@@ -43,6 +46,40 @@ def test_the_lane_has_the_lowest_priority() -> None:
     with ops.Lane(device) as lane:
         assert torch.cuda.ExternalStream(lane.stream, device=device).priority == torch.cuda.Stream(priority=0).priority
         assert lane.stream != ops.current_stream(device)
+
+
+def test_a_lane_finds_the_stream_and_the_memory_of_the_one_before() -> None:
+    device = on_gpu()
+    reserved_bytes, streams = set(), set()
+    for _ in range(3):
+        lane = ops.Lane(device)
+        streams.add(lane.stream)
+        lane.open_window()
+        lane.launch(lambda: torch.empty(1 << 26, device=device)).wait(ops.current_stream(device))
+        reserved_bytes.add(torch.cuda.memory_reserved(device))
+        lane.close()
+    assert len(streams) == 1
+    assert len(reserved_bytes) == 1
+
+
+EXPANDABLE = """
+import torch
+from overlap_recompute import ops
+device = torch.device("cuda", 0)
+lane = ops.Lane(device)
+lane.open_window()
+lane.launch(lambda: torch.ones(1 << 26, device=device)).wait(ops.current_stream(device))
+lane.close()
+del lane
+torch.cuda.empty_cache()  # asks the lane's stream, whose memory this is
+assert torch.cuda.memory_reserved() == 0
+"""
+
+
+def test_memory_that_grows_can_be_given_back_when_the_lane_is_gone() -> None:
+    on_gpu()
+    environ = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    subprocess.run([sys.executable, "-c", EXPANDABLE], check=True, timeout=120, env=environ)
 
 
 def test_memory_of_the_compute_pool_is_safe_to_reuse_after_the_wait() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from overlap_recompute import ops
 from overlap_recompute.ops.streams import CudaStreams
+from overlap_recompute.plan.errors import ConfigError
 from overlap_recompute.runtime import InlineLane, Lane, Policy, Runtime, StreamLane
 from tests.unit.runtime.models import AttentionBlock, CnnBlock, MlpBlock, Stack
 
@@ -128,3 +129,46 @@ def test_memory_that_the_lane_reads_is_not_used_again_too_early() -> None:
         noise = [torch.full((2048, 1024), float("nan"), device="cuda") for _ in range(8)]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         del noise
+
+
+class TwoStreams(nn.Module):
+    """A norm whose output a branch on a stream of its own reads, too, as overlapped shared experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.here, self.away = nn.LayerNorm(1024), nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+        self.stream = torch.cuda.Stream()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        h.record_stream(self.stream)
+        here = self.here(h)
+        with torch.cuda.stream(self.stream):
+            away = self.away(h).relu()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        away.record_stream(torch.cuda.current_stream())
+        return x + here * away
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_what_a_second_stream_reads_is_bit_equal(lane: str) -> None:
+    model = Stack(*(TwoStreams() for _ in range(4))).cuda()
+    inputs = [torch.randn(4096, 1024, device="cuda") for _ in range(2)]
+    expected = step(model, inputs, None, torch.float32)
+    runtime = Runtime(Policy.recompute_all(), lane=LANES[lane]())
+    runtime.attach(model, ["blocks.*.norm", "blocks.*.here", "blocks.*.away"])
+    for _ in range(5):
+        found = step(model, inputs, runtime, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    runtime.detach()
+
+
+def test_a_capture_is_refused() -> None:
+    runtime = Runtime(Policy.save_all())
+    model = nn.Linear(8, 8).cuda()
+    x = torch.randn(2, 8, device="cuda")
+    model(x)
+    captured = torch.cuda.graph(torch.cuda.CUDAGraph())
+    with pytest.raises(ConfigError, match="CUDA graph"), captured, runtime.microbatch(0):
+        model(x)

@@ -30,6 +30,15 @@ def test_several_ranks_are_started_by_torchrun() -> None:
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
 
 
+def test_a_package_without_its_trainer_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    """As when it was installed by itself, not from a clone."""
+    monkeypatch.setattr("overlap_recompute.cli.profile.TRAINER", tmp_path / "pretrain_gpt.py")
+    assert main(["profile", "--output", f"{tmp_path}/p.json", "--", "--num-layers", "2"]) == 2
+    assert "found no trainer at " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -137,6 +137,10 @@ def test_an_evaluation_has_no_backward(capsys: pytest.CaptureFixture[str]) -> No
         ("--pp 2 --microbatches 4 --backward-slots -1", "found --backward-slots -1"),
         ("--pp 2 --microbatches 4 --forward-slots 1001", "--forward-slots 1001; expected a whole number of 1 to 1000"),
         ("--pp 1000000 --microbatches 1000000", "1000000000000 forward passes; expected at most 20000"),
+        (
+            "--pp 4 --microbatches 200 --forward-slots 1000 --backward-slots 1000",
+            "found a picture of 4 ranks times 406000",
+        ),
         ("--pp 2 --microbatches 4 --width 5", "found --width 5; expected a whole number of at least 40"),
         ("--pp 2 --microbatches 4 --csv /proc/no/a.csv", "/proc/no/a.csv"),
         ("--from-csv a.csv --pp 2", "found --from-csv with --pp"),

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from overlap_recompute.cli.watching import follow
+from overlap_recompute.cli.watching.drawing import ASCII, UNICODE
 from overlap_recompute.cli.watching.follow import Follower, News
+from overlap_recompute.cli.watching.frame import draw
 from overlap_recompute.cli.watching.history import History, Standing
 from overlap_recompute.cli.watching.lines import OtherSchema, Sample, Start, Unreadable, read_line
 from overlap_recompute.plan.errors import DataError
@@ -97,6 +99,21 @@ def test_figures_of_the_wrong_type_are_left_out_and_text_numbers_are_read() -> N
     assert isinstance(read_line(run_line(layout=None, world_size=True)), Start)
     with pytest.raises(OtherSchema, match="pretrain-metrics/2"):
         read_line(run_line(schema="pretrain-metrics/2"))
+
+
+def test_figures_beyond_all_bounds_do_not_end_the_watch() -> None:
+    """Sums and differences of such figures are no numbers any more."""
+    huge = {"loss": 1e308, "elapsed_ms": 1e308, "train_iters": 10**300, "peak_memory_max_bytes": 1e300}
+    lines = (run_line(), sample_line(1, **huge), sample_line(2, **{**huge, "loss": -1e308}), sample_line(3))
+    history = History("a", stall_factor=10.0, now_s=0.0)
+    history.take(News(lines=lines, changed_s=0.0), now_s=0.0, wall_s=0.0)
+    glance = history.glance(now_s=1.0)
+    assert [sample.loss for sample in glance.samples[:2]] == [float("inf"), float("-inf")]
+    assert glance.samples[0].train_iters is None
+    for charset in (UNICODE, ASCII):
+        assert draw("a", glance, (), window=2, width=80, charset=charset)
+    with pytest.raises(Unreadable):
+        read_line(sample_line(10**300))
 
 
 @pytest.mark.parametrize("lines", [[b"not metrics"], [sample_line(1)], [run_line(schema="other/1")]])

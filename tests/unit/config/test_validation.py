@@ -65,6 +65,7 @@ def test_every_check_has_a_case() -> None:
     [
         ("model", "num_layers", 0, "found --num-layers 0; expected a whole number, at least 1"),
         ("model", "num_layers", 2.0, "--num-layers 2.0"),
+        ("training", "seed", 2**32, "expected a whole number, at least 0 and at most 4294967295"),
         ("model", "model_preset", "gpt-7b", "found model_preset 'gpt-7b' in a configuration made in code"),
         ("model", "num_layers", True, "--num-layers True"),
         ("model", "swiglu", 1, "--swiglu 1"),

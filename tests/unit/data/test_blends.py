@@ -74,6 +74,11 @@ def test_plans(tmp_path: pathlib.Path) -> None:
     own = data_plan(make_config(f"{byte} --train-data-path a --valid-data-path b"))
     assert own.blends == (Blend(prefixes=("a",)), Blend(prefixes=("b",)), None)
     assert (own.is_used(1), own.is_used(2)) == (True, False)
+    evaluated = data_plan(make_config(f"{byte} --valid-data-path b --skip-train"))
+    assert evaluated.blends == (None, Blend(prefixes=("b",)), None)
+    assert [evaluated.is_used(split) for split in range(3)] == [False, True, False]
+    with pytest.raises(DataError, match="no --train-data-path"):
+        data_plan(make_config(f"{byte} --valid-data-path b"))
     assert data_plan(make_config("--mock-data --tokenizer-type NullTokenizer --vocab-size 9")).mock
     (tmp_path / "words").write_text("2 a\n1 b\n")
     assert data_plan(make_config(f"{byte} --data-args-path {tmp_path / 'words'}")) == shared

@@ -52,6 +52,15 @@ def test_splits_nobody_draws_from_are_left_out(make_pair: PairMaker) -> None:
     assert (splits.valid, splits.test) == (None, None)
 
 
+def test_a_run_that_has_read_more_than_its_flags_say_gets_enough(make_pair: PairMaker) -> None:
+    """Resumed with a smaller global batch, it is further on than --train-iters of these would have brought it."""
+    prefix = make_pair(HUNDRED)
+    config = make_config(f"{BYTE} --data-path {prefix} --split 90,10,0 --train-iters 200 --eval-iters 0")
+    tokenizer = build_tokenizer(config)
+    train = build_datasets(config, tokenizer, train_samples=1700).train
+    assert train is not None and len(train) >= 1700 > len(tokens_of(build(config).train))
+
+
 def test_masks_and_positions(make_pair: PairMaker) -> None:
     prefix = make_pair([[1, 2, 3, 256]] * 40)
     plain = build(make_config(f"{BYTE} --data-path {prefix} --split 1 --eval-iters 0")).train

@@ -81,6 +81,21 @@ def test_a_position_is_resumed_exactly() -> None:
     assert places(read + rest) == places(whole)
 
 
+def test_what_repeats_goes_on_from_any_position() -> None:
+    """A resumed run may have evaluated more often than its flags now say; the first pass is that of an endless one."""
+
+    def read(consumed: int, count: int, rank: int = 0) -> list[list[int]]:
+        batches = build_loader(
+            Numbered(11), consumed_samples=consumed, config=make_config(MOCK), dp_rank=rank, dp_size=2, repeats=True
+        )
+        return places(list(itertools.islice(batches, count)))
+
+    whole = [[0, 1], [4, 5], [0, 1], [4, 5], [0, 1]]
+    assert read(0, 5) == whole
+    assert read(0, 3, rank=1) == [[2, 3], [6, 7], [2, 3]]
+    assert read(4 * 97, 4) == whole[1:]
+
+
 def test_workers_end_with_the_iterator_and_outlive_a_termination_signal() -> None:
     config = make_config(f"{MOCK} --num-workers 1 --exit-signal-handler")
     batches = build_loader(Numbered(40), consumed_samples=0, config=config, dp_rank=0, dp_size=1)

@@ -165,6 +165,9 @@ def test_inputs_that_are_not_there(tmp_path: pathlib.Path) -> None:
     (tmp_path / "in.txt").write_text("")
     with pytest.raises(DataError, match="0 malformed and 1 empty documents and no other"):
         make(plan([tmp_path / "in.txt"], tmp_path / "out"))
+    (tmp_path / "in.jsonl").write_text('{"content": "text under another key"}\n')
+    with pytest.raises(DataError, match=r"1 malformed and 0 empty documents .* \(.*in.jsonl:1: no key 'text'\)"):
+        make(plan([tmp_path / "in.jsonl"], tmp_path / "out"))
 
 
 def test_a_source_that_changes_during_the_run(tmp_path: pathlib.Path) -> None:

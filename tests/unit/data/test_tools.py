@@ -58,23 +58,36 @@ def is_running(pid: int) -> bool:
         return False
 
 
+HALTS_AFTER_SIX_SHARDS = """
+import runpy, sys, time
+from megatron.pretrain.data.preprocess.workdir import WorkDir
+record, recorded = WorkDir.record, []
+def recording(folder, result):
+    record(folder, result)
+    recorded.append(result)
+    if len(recorded) == 6:
+        print("halts", flush=True)
+        time.sleep(600)
+WorkDir.record = recording
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_run_goes_on_where_it_stopped(
     source: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert preprocess_data.main(arguments(source, tmp_path / "whole", "--workers", "1")) == 0
     prefix = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *arguments(source, prefix, "--workers", "2")]
-    journal = tmp_path / "killed.parts" / "journal.jsonl"
+    tool = str(ROOT / "tools" / "preprocess_data.py")
+    command = [sys.executable, "-c", HALTS_AFTER_SIX_SHARDS, tool, *arguments(source, prefix, "--workers", "2")]
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline_s = time.monotonic() + 60
-        while not (journal.exists() and journal.read_bytes().count(b"\n") >= 6):
-            assert process.poll() is None, process.communicate()[1].decode()
-            assert time.monotonic() < deadline_s
-            time.sleep(0.002)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"halts\n", process.communicate()[1].decode()
         workers = children_of(process.pid)
         assert workers
         process.kill()
@@ -83,13 +96,14 @@ def test_a_killed_run_goes_on_where_it_stopped(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert not list(tmp_path.glob("killed.[bi]*")), "a killed run left a file of the pair"
+    deadline_s = time.monotonic() + 60
     while any(is_running(worker) for worker in workers):
         assert time.monotonic() < deadline_s, "workers outlived their parent"
         time.sleep(0.01)
     capsys.readouterr()
     assert preprocess_data.main(arguments(source, prefix, "--workers", "1", "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert 2 <= summary["shards_from_earlier_run"] < summary["shards"]
+    assert 6 == summary["shards_from_earlier_run"] < summary["shards"]
     assert digest(prefix) == digest(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.glob("killed*")) == ["killed.bin", "killed.idx", "killed.meta.json"]
 

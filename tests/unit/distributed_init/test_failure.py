@@ -73,6 +73,17 @@ def test_torchruns_agent_finds_the_error(tmp_path: pathlib.Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_torchruns_agent_shows_a_fault_of_the_user_without_a_call_stack(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "error.json"
+
+    def main() -> int:
+        raise CONFIG_ERROR
+
+    run_guarded(main, {"TORCHELASTIC_ERROR_FILE": str(path)})
+    message = json.loads(path.read_text())["message"]
+    assert message["extraInfo"]["py_callstack"] == "none; found 6 heads; expected a multiple of 4; choose 8."
+
+
 class BackendError(RuntimeError):
     pass
 

@@ -14,7 +14,8 @@ from megatron.pretrain.distributed.verdict import Cause, ExitCode, PeerFailure, 
 from megatron.pretrain.distributed.wire import encode
 from overlap_recompute.plan.errors import ClusterError
 
-WAIT_S = 10.0
+WAIT_S, TIMEOUT_S = 50.0, 60.0
+"""What is waited for comes in less time than a silence takes to be noticed: it has another cause."""
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -27,8 +28,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 class Ring:
     """A hub and one watch per rank; records which exit status each watch thread asked for."""
 
-    def __init__(self, world_size: int, timeout_s: float) -> None:
-        self.hub = Hub(world_size=world_size, timeout_s=timeout_s, settle_s=0.2, bind_host="127.0.0.1")
+    def __init__(self, world_size: int, timeout_s: float, settle_s: float) -> None:
+        self.hub = Hub(world_size=world_size, timeout_s=timeout_s, settle_s=settle_s, bind_host="127.0.0.1")
         self.hub.start()
         self.address = HubAddress(hosts=("127.0.0.1",), port=self.hub.port, token=self.hub.token)
         self.ended: dict[int, int] = {}
@@ -64,8 +65,8 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ring]]:
     monkeypatch.setattr(hub, "TICK_S", 0.02)
     rings: list[Ring] = []
 
-    def make(world_size: int = 3, timeout_s: float = 20.0) -> Ring:
-        rings.append(Ring(world_size, timeout_s))
+    def make(world_size: int = 3, timeout_s: float = TIMEOUT_S, settle_s: float = 0.2) -> Ring:
+        rings.append(Ring(world_size, timeout_s, settle_s))
         return rings[-1]
 
     yield make
@@ -82,14 +83,13 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ring]]:
 def test_a_lost_connection_stops_the_others_and_names_the_rank(
     ring: Callable[..., Ring], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    started_s, three = time.monotonic(), ring()
+    three = ring()
     three.break_connection(2)
     (verdict,) = three.verdicts((0, 1))
     assert verdict is not None
     assert (verdict.rank, verdict.cause, verdict.place) == (2, Cause.DIED, "host n2")
     wait_for(lambda: {0, 1} <= three.ended.keys())  # rank 2 itself thinks that the hub is gone
     assert three.ended[0] == three.ended[1] == ExitCode.PEER_LOST
-    assert time.monotonic() - started_s < 5
     printed = capfd.readouterr().err
     assert "rank 0: stopped because rank 2 (host n2) died" in printed
     assert "rank 1: stopped because rank 2 (host n2) died" in printed
@@ -145,7 +145,7 @@ def test_the_loss_of_the_hub_names_rank_0(ring: Callable[..., Ring]) -> None:
 
 
 def test_a_reported_error_reaches_everybody_before_its_echo(ring: Callable[..., Ring]) -> None:
-    three = ring()
+    three = ring(settle_s=WAIT_S)
     heard: dict[int, Verdict | None] = {}
     echo = threading.Thread(target=lambda: heard.update({1: three.watches[1].report("RuntimeError: gloo", echo=True)}))
     echo.start()
@@ -164,7 +164,7 @@ def test_an_interrupted_rank_makes_the_others_leave_as_interrupted(ring: Callabl
 
 
 def test_a_rank_that_stops_beating_is_silent(ring: Callable[..., Ring]) -> None:
-    three = ring(timeout_s=0.6)
+    three = ring(timeout_s=1.0)
     three.watches[1]._send_lock.acquire()  # its thread is stuck, its connection stands
     (verdict,) = three.verdicts((0, 2))
     three.watches[1]._send_lock.release()
@@ -173,17 +173,17 @@ def test_a_rank_that_stops_beating_is_silent(ring: Callable[..., Ring]) -> None:
 
 
 def test_beats_keep_an_idle_run_alive(ring: Callable[..., Ring]) -> None:
-    two = ring(2, timeout_s=0.4)
-    time.sleep(1.0)
+    two = ring(2, timeout_s=1.0)
+    time.sleep(2.0)
     assert [watch.verdict for watch in two.watches] == [None, None]
 
 
 def test_an_announced_silence_is_no_loss(ring: Callable[..., Ring]) -> None:
-    two = ring(2, timeout_s=0.6)
+    two = ring(2, timeout_s=1.0)
     with two.watches[1].quiet(), two.watches[0].quiet():
         wait_for(lambda: two.watches[1]._hub_quiet)
         two.watches[1]._send_lock.acquire()
-        time.sleep(1.2)
+        time.sleep(2.0)
         two.watches[1]._send_lock.release()
     assert [watch.verdict for watch in two.watches] == [None, None]
 
@@ -217,10 +217,10 @@ def test_finish_ends_when_a_rank_is_lost_instead(ring: Callable[..., Ring], capf
 def test_strangers_neither_join_nor_disturb(ring: Callable[..., Ring]) -> None:
     two = ring(2)
     for data in (b"GET / HTTP/1.1\r\n\r\n", encode("hello", rank=1, token="wrong", place="x"), encode("beat")):
-        with socket.create_connection(("127.0.0.1", two.hub.port), timeout=5) as stranger:
+        with socket.create_connection(("127.0.0.1", two.hub.port), timeout=WAIT_S) as stranger:
             stranger.sendall(data)
             assert stranger.recv(100) == b""
-    with socket.create_connection(("127.0.0.1", two.hub.port), timeout=5) as stranger:
+    with socket.create_connection(("127.0.0.1", two.hub.port), timeout=WAIT_S) as stranger:
         stranger.sendall(encode("hello", rank=7, token=two.hub.token, place="x"))
         assert stranger.recv(100) == b""
     time.sleep(0.3)
@@ -228,8 +228,9 @@ def test_strangers_neither_join_nor_disturb(ring: Callable[..., Ring]) -> None:
 
 
 def test_a_hub_out_of_reach_is_a_clear_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    address = HubAddress(hosts=("127.0.0.1",), port=port, token="")
-    with pytest.raises(ClusterError, match=r"rank 3 \(host n3\) cannot reach the liveness port.*rank 0 \(host n0\)"):
-        join(address, rank=3, timeout_s=5, place="host n3", hub_place="host n0")
+    told = r"rank 3 \(host n3\) cannot reach the liveness port.*rank 0 \(host n0\)"
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody listens, and nobody else can
+        address = HubAddress(hosts=("127.0.0.1",), port=silent.getsockname()[1], token="")
+        with pytest.raises(ClusterError, match=told):
+            join(address, rank=3, timeout_s=5, place="host n3", hub_place="host n0")

@@ -29,7 +29,7 @@ def call(script: Path, fake: Path, *words: str, **variables: str) -> subprocess.
     kept = {name: value for name, value in os.environ.items() if name not in CLUSTER}
     environment = kept | {"PATH": f"{fake}:{os.environ['PATH']}"} | variables
     return subprocess.run(
-        ["bash", str(script), *words], env=environment, capture_output=True, text=True, timeout=30, check=False
+        ["bash", str(script), *words], env=environment, capture_output=True, text=True, timeout=200, check=False
     )
 
 
@@ -54,7 +54,7 @@ def test_there_is_a_script_for_every_preset(fake: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_trainer_accepts_what_a_script_starts(script: Path, fake: Path) -> None:
-    assert subprocess.run(["bash", "-n", str(script)], timeout=30, check=False).returncode == 0
+    assert subprocess.run(["bash", "-n", str(script)], timeout=200, check=False).returncode == 0
     assert os.access(script, os.X_OK)
     options, config = launched(script, fake)
     name = re.sub(r"^mixtral-moe", "mixtral", script.stem.replace("_", "-"))

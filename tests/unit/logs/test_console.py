@@ -110,7 +110,7 @@ def test_no_bar_without_a_terminal() -> None:
 
 def test_in_a_pipe_there_are_plain_lines_only() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", SESSION], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", SESSION], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
     )
     assert result.stderr == ""
     assert "\r" not in result.stdout
@@ -143,7 +143,7 @@ def run_on_a_terminal(code: str) -> str:
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 250, 0, 0))  # rows and columns
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
-    written, deadline_s = b"", time.monotonic() + 60
+    written, deadline_s = b"", time.monotonic() + 120
     try:
         while time.monotonic() < deadline_s:
             try:

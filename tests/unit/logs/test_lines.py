@@ -83,3 +83,16 @@ def test_evaluation_event_and_timer_lines() -> None:
         "    forward-backward....: 400.00",
         "    optimizer...........: 1.50",
     )
+    assert timer_lines(iteration(2, timers_ms={"optimizer": 1.5}, timers_min_ms={"optimizer": 0.25})) == (
+        "(min, max) time across ranks (ms):",
+        "    optimizer....: (0.25, 1.50)",
+    )
+    by_rank = {"optimizer": (0.25, 1.5), "forward-send": (0.0, 2.0)}
+    assert timer_lines(iteration(2, timers_ms={"optimizer": 1.5}, timers_by_rank_ms=by_rank)) == (
+        "times across ranks (ms):",
+        "  forward-send:",
+        "     rank  1: 2.00",
+        "  optimizer:",
+        "     rank  0: 0.25",
+        "     rank  1: 1.50",
+    )

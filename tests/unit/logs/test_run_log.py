@@ -89,6 +89,18 @@ def test_a_sink_that_cannot_be_closed_does_not_keep_others_open(caplog: pytest.L
     assert "could not be closed" in caplog.messages[0]
 
 
+def test_a_tensorboard_folder_that_cannot_be_written_is_an_error_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
+    options = LoggingOptions(tensorboard_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"found --tensorboard-dir .*\(No space left on device\)"):
+        open_run_log(options, LAST, FACTS, train_iters=9)
+
+
 def test_only_the_last_rank_writes(tmp_path: Path) -> None:
     for rank in range(4):
         with open_run_log(

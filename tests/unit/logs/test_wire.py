@@ -31,14 +31,15 @@ def test_a_record_comes_back_as_it_was(record: Any) -> None:
     zeros=st.none() | st.integers(),
 )
 def test_any_figure_survives_strict_json(loss: float | None, timers: dict[str, float], zeros: int | None) -> None:
-    record = replace(ITERATION, loss=loss, timers_ms=timers, num_zeros=zeros)
+    by_rank = {name: (time, 0.0) for name, time in timers.items()}
+    record = replace(ITERATION, loss=loss, timers_ms=timers, timers_by_rank_ms=by_rank, num_zeros=zeros)
     line = encode(record, 0.0)
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     back = decode(parse(line))
     assert isinstance(back, IterationRecord)
     both_nan = loss is not None and math.isnan(loss) and back.loss is not None and math.isnan(back.loss)
     assert both_nan or back.loss == loss
-    assert (back.timers_ms, back.num_zeros) == (timers, zeros)
+    assert (back.timers_ms, back.timers_by_rank_ms, back.num_zeros) == (timers, by_rank, zeros)
 
 
 def test_a_run_line_names_the_schema_first() -> None:

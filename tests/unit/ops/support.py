@@ -31,8 +31,13 @@ def runs(instruction_set: str) -> bool:
     return True
 
 
+def compiler() -> str | None:
+    """A C++ compiler, if there is one."""
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+
+
 def has_compiler() -> bool:
-    return any(shutil.which(name) for name in COMPILERS)
+    return compiler() is not None
 
 
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

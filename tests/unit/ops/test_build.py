@@ -31,7 +31,7 @@ print(json.dumps([module.cuda_device_count(), module.BUILD_RECORD, "libcuda.so" 
 def load_alone(library: pathlib.Path, **environ: str) -> tuple[int, dict[str, object], bool]:
     command = [sys.executable, "-c", LOAD, str(library)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=60, env={**os.environ, **environ}
+        command, capture_output=True, text=True, check=True, timeout=200, env={**os.environ, **environ}
     )
     devices, record, driver = json.loads(done.stdout)
     return devices, json.loads(record), driver

@@ -10,6 +10,8 @@ from overlap_recompute.ops import backend as backend_module
 from tests.unit.ops.support import needs_extension
 
 CPU = torch.device("cpu")
+TRIES = 50
+"""What takes too long is tried again: the machine may do much else."""
 
 
 @pytest.fixture(params=[pytest.param("extension", marks=needs_extension), "fallback"], autouse=True)
@@ -22,27 +24,32 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def test_a_transfer_takes_latency_plus_bytes_over_bandwidth_and_no_processor_time() -> None:
     link = ops.EmulatedLink(CPU, latency_us=20_000, bandwidth_gbps=0.4)
     assert link.duration_us(1_000_000) == pytest.approx(40_000)
-    start, busy = time.monotonic(), time.process_time()
-    fence = link.transfer(1_000_000)
-    returned_s = time.monotonic() - start
-    assert not fence.passed()
-    fence.wait(0)
-    assert fence.passed()
-    assert time.monotonic() - start >= 0.040
-    assert returned_s < 0.035
-    assert time.process_time() - busy < 0.020
+    returned_s, busy_s = [], []
+    while len(returned_s) < TRIES and not (returned_s and min(returned_s) < 0.035 and min(busy_s) < 0.020):
+        start_s, before_s = time.monotonic(), time.process_time()
+        fence = link.transfer(1_000_000)
+        returned_s.append(time.monotonic() - start_s)
+        assert not fence.passed() or time.monotonic() - start_s >= 0.040
+        fence.wait(0)
+        assert fence.passed()
+        assert time.monotonic() - start_s >= 0.040
+        busy_s.append(time.process_time() - before_s)
+    assert min(returned_s) < 0.035
+    assert min(busy_s) < 0.020
     link.close()
 
 
 def test_bytes_queue_up_and_latencies_overlap() -> None:
     link = ops.EmulatedLink(CPU, latency_us=30_000, bandwidth_gbps=0.8)
-    start = time.monotonic()
-    fences = [link.transfer(1_000_000) for _ in range(3)]  # 10 ms of bytes each
-    for fence in fences:
-        fence.wait(0)
-    elapsed_s = time.monotonic() - start
-    assert elapsed_s >= 0.060
-    assert elapsed_s < 0.110  # 120 ms if each waited for the latency of the one before
+    elapsed_s: list[float] = []
+    while len(elapsed_s) < TRIES and min(elapsed_s, default=1.0) >= 0.110:
+        start_s = time.monotonic()
+        fences = [link.transfer(1_000_000) for _ in range(3)]  # 10 ms of bytes each
+        for fence in fences:
+            fence.wait(0)
+        elapsed_s.append(time.monotonic() - start_s)
+    assert min(elapsed_s) >= 0.060
+    assert min(elapsed_s) < 0.110  # 120 ms if each waited for the latency of the one before
     link.close()
 
 

@@ -123,9 +123,10 @@ def test_rings_do_not_mix() -> None:
     assert again.drain()["value"].tolist() == [4]
 
 
-def test_an_empty_ring_is_refused() -> None:
-    with pytest.raises(ValueError, match="an event ring of 0 marks; expected at least one"):
-        ops.event_ring(0)
+@pytest.mark.parametrize("capacity", [0, 2**63 + 1])
+def test_a_ring_of_no_size_is_refused(capacity: int) -> None:
+    with pytest.raises(ValueError, match=f"an event ring of {capacity} marks; expected 1 to "):
+        ops.event_ring(capacity)
 
 
 def test_a_mark_is_cheap_enough_to_stay_on() -> None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from overlap_recompute.ops import native
+from overlap_recompute.ops.backend import make_backend
 from overlap_recompute.ops.streams import CudaStreams
 
 DEVICE = torch.device("cuda", 1)
@@ -27,3 +29,10 @@ def test_handle_0_is_the_default_stream_and_another_one_is_wrapped_once(monkeypa
         streams.record(event, handle)  # type: ignore[arg-type]
     assert event.streams == [("default", DEVICE), ["external", 7, DEVICE], ["external", 7, DEVICE]]
     assert event.streams[1] is event.streams[2]
+
+
+@pytest.mark.skipif(not native.has_cuda, reason="the extension was built without CUDA")
+def test_a_device_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 99)
+    with pytest.raises(ValueError, match="found CUDA device 99"):
+        make_backend(torch.device("cuda"))

@@ -1,6 +1,7 @@
 """Windows: filled until the communication is over, measured, and opened for nobody else's traffic."""
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -114,21 +115,17 @@ def test_serialized_windows_are_measured_and_not_filled(after_forward: Open) -> 
 
 
 def test_who_cannot_be_asked_is_waited_for_by_a_thread(after_forward: Open) -> None:
-    opened, released = after_forward(), threading.Event()
-    waiters = []
+    opened, waiters = after_forward(), []
 
     class Blocking(FakeWork):
         def wait(self) -> None:
             waiters.append(threading.current_thread())
-            assert released.wait(30)
+            time.sleep(1.0)
 
-    timer = threading.Timer(0.2, released.set)
-    timer.start()
     opened.windows.finish(WindowKind.TP_BACKWARD, Blocking(), pollable=False)
-    timer.join()
     assert waiters[0] is not threading.main_thread()
-    assert opened.log[0].units == 12, "0.2 s are enough for all"
-    assert opened.log[0].end_ns - opened.log[0].begin_ns > 0.15e9
+    assert opened.log[0].units == 12, "a second is enough for all, many times over"
+    assert opened.log[0].end_ns - opened.log[0].begin_ns > 0.9e9
     opened.windows.close()
 
 

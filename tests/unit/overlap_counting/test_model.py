@@ -124,9 +124,9 @@ def test_a_model_of_23_billion_parameters_is_counted_in_seconds_and_without_its_
     )
     config = config_of_run(flags.split(), 0)
     vocabulary, width, sequence = 51200, 7168, 2048
-    begin_s, before_kib = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin_s, before_kib = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counted = count(config, vocabulary)
-    assert time.monotonic() - begin_s < 30
+    assert time.process_time() - begin_s < 30
     # One layer's weights of one rank alone would be 147 MiB, its activations four times that.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 128 << 10
     (kind,) = counted.kinds

@@ -171,6 +171,15 @@ def test_the_real_planner_and_simulator_and_the_plan_for_the_next_start(
         plan_for(uneven, 1.0, limit_s=0.001)
 
 
+def test_a_full_disk_is_a_planner_without_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """A run that has a plan goes on with it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(PlannerError, match="No such file"):
+        plan_for(PROFILE, 1.0, limit_s=60)
+    with pytest.raises(PlannerError, match="No such file"):
+        predicted_us(PROFILE, PLAN, limit_s=60)
+
+
 def test_changes_fit_on_a_line() -> None:
     assert changes_in_words(PLAN, PLAN) == ""
     other = dropping(PLAN, ("norm", "act"), 1.0)

@@ -25,7 +25,7 @@ class HeldWork:
 
 
 def until(holds: Any) -> None:
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline_s
         time.sleep(1e-3)

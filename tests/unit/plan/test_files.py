@@ -38,6 +38,11 @@ def _remove(*path: Any) -> Change:
     return change
 
 
+def _no_time(data: dict[str, Any]) -> None:
+    for step in (*data["kinds"][0]["forward"], *data["kinds"][0]["backward"]):
+        step["duration_us"] = 0.0
+
+
 PROFILE_FAULTS = {
     "older version": (_put("version", value=0), "version 0"),
     "no version": (_remove("version"), "without a field version"),
@@ -47,6 +52,8 @@ PROFILE_FAULTS = {
         _put("kinds", 0, "units", 1, "forward_us", value=-1.0),
         "profile.kinds[0].units[1].forward_us is -1",
     ),
+    "endless iteration": (_put("layout", "microbatches", value=10**12), "layout.microbatches is 1000000000000"),
+    "no time at all": (_no_time, "profile.kinds is without a step that takes time"),
     "time is no number": (_put("kinds", 0, "units", 1, "forward_us", value=float("nan")), "forward_us is nan"),
     "endless time": (_put("kinds", 0, "forward", 0, "duration_us", value=float("inf")), "duration_us is inf"),
     "time above all bounds": (_put("kinds", 0, "units", 1, "forward_us", value=10**400), "forward_us is 1000"),

@@ -12,7 +12,7 @@ from overlap_recompute.planner import milp_columns
 from overlap_recompute.planner.banks import with_banks
 from overlap_recompute.planner.highs import OPTIMAL, OUT_OF_TIME, Answer, Call, solve_here
 from overlap_recompute.planner.milp import Program, build_program, call_of
-from overlap_recompute.planner.opt import FIRST_SLICE_S, Leftover, improve
+from overlap_recompute.planner.opt import Leftover, improve
 from overlap_recompute.planner.patterns import patterns_of, with_patterns
 from overlap_recompute.planner.problem import StageProblem
 from overlap_recompute.planner.progress import Progress
@@ -134,7 +134,7 @@ def test_a_bank_with_too_many_patterns_stays_one_window() -> None:
 @pytest.mark.parametrize(("llama", "link", "share", "stage"), [(True, 60.0, 0.3, 3), (False, 250.0, 0.1, 3)])
 def test_one_per_cent_is_proven_of_a_stage_of_48_layers(llama: bool, link: float, share: float, stage: int) -> None:
     problem = transformer_stage(share, link, llama=llama, stage=stage)
-    found = solve_stage(problem, "opt", search=Search(limit_s=30.0, moves=4000))
+    found = solve_stage(problem, "opt", search=Search(limit_s=100.0, moves=4000))
     assert not find_faults(problem, found)
     assert found.exposed_us > 100.0 and found.bound_us >= 0.99 * found.exposed_us
 
@@ -149,9 +149,9 @@ def test_what_a_search_leaves_of_its_time_is_for_the_next_one() -> None:
     hard = transformer_stage(0.3, 60.0, llama=True, stage=7)
     easy = transformer_stage(0.5, 20.0, llama=False)
     leftover = Leftover()
-    search = Search(limit_s=FIRST_SLICE_S, moves=0, solver=out_of_time, leftover=leftover)
+    search = Search(limit_s=60.0, moves=0, solver=out_of_time, leftover=leftover)
     assert solve_stage(easy, "opt", search=search).exposed_us == 0 and not seen
-    assert 0 < leftover.seconds <= FIRST_SLICE_S
+    assert 0 < leftover.seconds <= 60.0
     stop = threading.Event()
     stop.set()
     leftover.seconds = 100.0

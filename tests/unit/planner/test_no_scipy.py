@@ -31,7 +31,7 @@ def command(tmp_path: pathlib.Path) -> list[str]:
 
 def run(command: list[str], folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.parametrize("planner", ["opt", "checkmate"])

@@ -47,7 +47,7 @@ def test_a_solution_that_is_far_off_comes_close_to_the_optimum(problem: StagePro
         return solve_here(call)
 
     assert start.exposed_us > 1.02 * optimum_us()
-    found = refine(exact_workspace(problem, Memory()), start, GAPS["mix"], solver)
+    found = refine(exact_workspace(problem, Memory()), start, GAPS["mix"], solver, limit_s=90.0)
     assert not find_faults(problem, found)
     assert optimum_us() - 1e-3 <= found.exposed_us <= 1.01 * optimum_us()
     assert calls and all(call.nodes == NODES for call in calls), "bounded by what is the same on every machine"

@@ -53,7 +53,7 @@ print("clean")
 def test_hygiene_of_a_fresh_process() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", HYGIENE], capture_output=True, text=True, timeout=120, env=environment, check=False
+        [sys.executable, "-c", HYGIENE], capture_output=True, text=True, timeout=200, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "clean\n"

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -187,6 +188,34 @@ def test_the_arguments_of_a_result_that_nobody_uses_live_until_the_lane_has_pass
     assert storage() is None
     loss.backward()
     runtime.step_end()
+
+
+class Box:
+    """An argument that is no tensor, but holds one."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("where", ["in the function", "in an argument"])
+def test_what_the_lane_reads_besides_tensor_arguments_lives_as_long(where: str) -> None:
+    runtime = Runtime(Policy.recompute_all(), lane=lane_on(FakeStreams()))
+    runtime.declare("shift", 0)
+    box = Box(torch.ones(4) * 2)
+    storage = weakref.ref(box.tensor.untyped_storage())
+    bound = partial(lambda held, x, _=None: (x + held.tensor).exp(), box)
+    with runtime.microbatch(0):
+        x = torch.ones(1, 4, requires_grad=True)
+        if where == "in the function":
+            loss = runtime.run("shift", 0, bound, x).sum()
+        else:
+            loss = runtime.run("shift", 0, lambda x, held: (x + held.tensor).exp(), x, box).sum()
+    del box, bound
+    runtime.queue.fill(never)
+    if where == "in the function":
+        del loss
+    assert storage() is not None, "the lane may still be reading it"
+    runtime.abort()
 
 
 def test_another_stream_waits_too_but_only_compute_gets_the_memory_back() -> None:

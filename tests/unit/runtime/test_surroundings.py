@@ -94,6 +94,26 @@ def test_a_replay_in_the_middle_of_drawing_changes_nothing() -> None:
         loss.backward()
 
 
+def test_a_unit_whose_caller_puts_the_random_state_back() -> None:
+    model = nn.ModuleList([nn.Dropout(0.5), nn.Dropout(0.5)])
+    x = torch.randn(4, 8, requires_grad=True)
+
+    def loss() -> Tensor:
+        torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            h = model[0](x * 2)
+        return (model[1](h * 1.5) ** 2).sum()
+
+    loss().backward()
+    expected, x.grad = x.grad, None
+    with attached(model, Policy.recompute_all(), ["*"]) as runtime:
+        with runtime.microbatch(0):
+            value = loss()
+        value.backward()
+        runtime.step_end()
+    assert torch.equal(x.grad, expected)
+
+
 class FakeGenerator:
     """The four methods of a CUDA generator that `CudaRng` uses."""
 

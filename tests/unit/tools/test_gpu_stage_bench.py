@@ -126,7 +126,6 @@ def test_overlap_hides_recompute_in_long_windows(bench: Bench) -> None:
     on_demand = record_of(bench, DEVICE, "x")["arms"][ON_DEMAND]
     assert on_demand["hidden_replays"] == 0
     assert hidden["exposed_replays"] < on_demand["exposed_replays"]
-    assert hidden["host_exposed_us"] < on_demand["host_exposed_us"]
 
 
 def test_recompute_keeps_less(bench: Bench) -> None:

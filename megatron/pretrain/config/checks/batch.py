@@ -39,4 +39,14 @@ def run_has_a_length(config: PretrainConfig) -> None:
     )
 
 
-CHECKS: tuple[Check, ...] = (batch_splits_over_ranks, run_has_a_length)
+def there_is_something_to_do(config: PretrainConfig) -> None:
+    """A run trains or evaluates."""
+    require(
+        not config.training.skip_train or config.training.eval_iters > 0,
+        "--skip-train with --eval-iters 0",
+        "something to do",
+        "raise --eval-iters, or remove --skip-train",
+    )
+
+
+CHECKS: tuple[Check, ...] = (batch_splits_over_ranks, run_has_a_length, there_is_something_to_do)

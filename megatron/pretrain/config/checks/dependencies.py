@@ -29,6 +29,11 @@ def _is_rope(config: PretrainConfig) -> bool:
     return config.model.position_embedding_type == "rope"
 
 
+def _warms_up(config: PretrainConfig) -> bool:
+    options = config.optimizer
+    return bool(options.lr_warmup_iters or options.lr_warmup_samples or options.lr_warmup_fraction)
+
+
 DEPENDENCIES: tuple[Dependency, ...] = (
     Dependency(
         group="model",
@@ -83,6 +88,24 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         condition="--moe-shared-expert-intermediate-size",
     ),
     Dependency(
+        group="moe",
+        fields=("moe_aux_loss_coeff",),
+        holds=lambda config: config.moe.moe_router_load_balancing_type != "none",
+        condition="a --moe-router-load-balancing-type other than none",
+    ),
+    Dependency(
+        group="moe",
+        fields=("moe_router_score_function", "moe_router_pre_softmax", "moe_router_topk_scaling_factor"),
+        holds=lambda config: config.moe.moe_router_load_balancing_type != "sinkhorn",
+        condition="a --moe-router-load-balancing-type other than sinkhorn",
+    ),
+    Dependency(
+        group="moe",
+        fields=("moe_router_pre_softmax",),
+        holds=lambda config: config.moe.moe_router_score_function == "softmax",
+        condition="--moe-router-score-function softmax",
+    ),
+    Dependency(
         group="parallel",
         fields=("expert_model_parallel_size",),
         holds=lambda config: config.moe.num_experts is not None,
@@ -90,7 +113,7 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     Dependency(
         group="training",
-        fields=("manual_gc_interval",),
+        fields=("manual_gc_interval", "manual_gc_eval"),
         holds=lambda config: config.training.manual_gc,
         condition="--manual-gc",
     ),
@@ -114,6 +137,24 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     Dependency(
         group="optimizer",
+        fields=("min_lr", "lr_decay_iters", "lr_decay_samples"),
+        holds=lambda config: config.optimizer.lr_decay_style != "constant" or bool(config.optimizer.lr_warmup_fraction),
+        condition="a --lr-decay-style other than constant",
+    ),
+    Dependency(
+        group="optimizer",
+        fields=("lr_warmup_init",),
+        holds=_warms_up,
+        condition="a warm-up, such as --lr-warmup-iters",
+    ),
+    Dependency(
+        group="optimizer",
+        fields=("ddp_bucket_size",),
+        holds=lambda config: config.optimizer.overlap_grad_reduce,
+        condition="--overlap-grad-reduce",
+    ),
+    Dependency(
+        group="optimizer",
         fields=("lr_wsd_decay_style",),
         holds=lambda config: config.optimizer.lr_decay_style == "WSD",
         condition="--lr-decay-style WSD",
@@ -126,21 +167,36 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     Dependency(
         group="precision",
+        fields=("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis"),
+        holds=lambda config: config.precision.fp16 and config.precision.loss_scale is None,
+        condition="the dynamic loss scale of --fp16 (no --loss-scale)",
+    ),
+    Dependency(
+        group="precision",
         fields=("loss_scale",),
         holds=lambda config: config.precision.fp16 or config.precision.bf16,
         condition="--fp16 or --bf16",
     ),
     Dependency(
         group="checkpoint",
-        fields=("save_interval", "async_save", "no_save_optim", "no_save_rng"),
+        fields=("save_interval", "async_save", "no_save_optim", "no_save_rng", "ckpt_fully_parallel_save"),
         holds=lambda config: config.checkpoint.save is not None,
         condition="--save",
     ),
     Dependency(
         group="checkpoint",
-        fields=("ckpt_step", "no_load_optim", "no_load_rng", "finetune", "exit_on_missing_checkpoint"),
+        fields=(
+            "ckpt_step", "no_load_optim", "no_load_rng", "finetune", "exit_on_missing_checkpoint",
+            "ckpt_fully_parallel_load",
+        ),
         holds=lambda config: config.checkpoint.load is not None,
         condition="--load",
+    ),
+    Dependency(
+        group="logging",
+        fields=("timing_log_option", "barrier_with_level_1_timing"),
+        holds=lambda config: config.logging.timing_log_level > 0,
+        condition="--timing-log-level 1 or 2",
     ),
     Dependency(
         group="logging",
@@ -186,7 +242,7 @@ def no_flag_is_ignored(config: PretrainConfig) -> None:
             not changed,
             f"{', '.join(changed)} without {dependency.condition}",
             f"{dependency.condition}: without it {changed[0] if changed else ''} has no effect",
-            f"add {dependency.condition} or remove {' and '.join(changed)}",
+            f"give {dependency.condition}, or remove {' and '.join(changed)}",
         )
 
 

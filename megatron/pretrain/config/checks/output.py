@@ -40,11 +40,12 @@ def files_can_be_written(config: PretrainConfig) -> None:
 
 
 def checkpoint_to_load_exists(config: PretrainConfig) -> None:
-    """With --exit-on-missing-checkpoint, or for one iteration, an absent folder is an error."""
+    """An absent folder is an error with --exit-on-missing-checkpoint, or for one iteration; a file is one always."""
     options = config.checkpoint
     must_exist = options.exit_on_missing_checkpoint or options.ckpt_step is not None or options.finetune
+    absent_is_fine = options.load is None or (not must_exist and not os.path.lexists(options.load))
     require(
-        options.load is None or not must_exist or os.path.isdir(options.load),
+        absent_is_fine or os.path.isdir(str(options.load)),
         f"--load {options.load}, which is not a folder",
         "a folder with checkpoints",
         "correct --load",

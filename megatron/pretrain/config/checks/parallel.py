@@ -51,6 +51,18 @@ def experts_split_over_ranks(config: PretrainConfig) -> None:
     )
 
 
+def expert_tensor_parallel_needs_experts(config: PretrainConfig) -> None:
+    """A dense model has no experts to split; what was not given is the tensor-parallel size by now."""
+    parallel = config.parallel
+    size, tensor_parallel = parallel.expert_tensor_parallel_size, parallel.tensor_model_parallel_size
+    require(
+        config.moe.num_experts is not None or size in (None, tensor_parallel),
+        f"--expert-tensor-parallel-size {size} without --num-experts",
+        "--num-experts: without it the flag has no effect",
+        "give --num-experts, or remove it",
+    )
+
+
 def expert_ranks_fit_the_world(config: PretrainConfig) -> None:
     """Expert groups are cut from the ranks of one pipeline stage."""
     if config.moe.num_experts is None:
@@ -118,6 +130,7 @@ CHECKS: tuple[Check, ...] = (
     context_parallel_divides_the_sequence,
     context_parallel_attention,
     experts_split_over_ranks,
+    expert_tensor_parallel_needs_experts,
     expert_ranks_fit_the_world,
     expert_tensor_parallel_on_gloo,
     expert_bias_is_not_split,

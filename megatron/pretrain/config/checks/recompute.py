@@ -45,6 +45,21 @@ def layers_are_there(config: PretrainConfig) -> None:
     )
 
 
+def groups_are_whole(config: PretrainConfig) -> None:
+    """Megatron-Core's uniform groups would run past the end of a model chunk."""
+    options = config.recompute
+    layers = options.recompute_num_layers
+    if options.recompute_method != "uniform" or layers is None:
+        return
+    uneven = [count for rank in layers_per_chunk(config) for count in rank if count % layers]
+    require(
+        not uneven,
+        f"--recompute-method uniform in groups of {layers} layers, and a model chunk of {max(uneven, default=0)}",
+        "a whole number of groups in every model chunk",
+        "choose a --recompute-num-layers that divides it, or --recompute-method block",
+    )
+
+
 def modules_exist(config: PretrainConfig) -> None:
     """What is recomputed is part of the model."""
     modules = config.recompute.recompute_modules or ()
@@ -84,6 +99,7 @@ def saved_inputs_can_be_split(config: PretrainConfig) -> None:
 CHECKS: tuple[Check, ...] = (
     granularity_takes_its_options,
     layers_are_there,
+    groups_are_whole,
     modules_exist,
     saved_inputs_can_be_split,
 )

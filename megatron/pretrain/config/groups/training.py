@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron.pretrain.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from megatron.pretrain.config.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class TrainingOptions:
     train_samples: PositiveInt | None = None
     """Sequences of the whole run; divided by the global batch size, rounded down."""
 
-    seed: NonNegativeInt = 1234
+    seed: Seed = 1234
     """Seed of initial weights, dropout and data order."""
 
     eval_interval: PositiveInt = 1000

@@ -37,9 +37,10 @@ def publish_pair(job: Job, workdir: WorkDir, results: Sequence[ShardResult]) -> 
     """
     if not any(result.documents for result in results):
         workdir.remove()
+        example = next((f" ({example})" for result in results for example in result.examples), "")
         raise DataError(
             f"{sum(result.malformed for result in results)} malformed and {sum(result.empty for result in results)} "
-            f"empty documents and no other in the input",
+            f"empty documents and no other in the input{example}",
             "at least one document with text",
             "check --input, --json-keys and --include",
         )
