@@ -43,7 +43,7 @@ MOE = (
     "--moe-token-dispatcher-type alltoall --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2 "
     "--disable-bias-linear"
 )
-STEPS = 3
+STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
