@@ -65,6 +65,14 @@ def digest_of(names: list[str], *more: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def cudart(environ: Mapping[str, str]) -> str:
+    """The flag that links the CUDA runtime."""
+    kind = environ.get("OVERLAP_RECOMPUTE_CUDART", "static")
+    if kind not in CUDART:
+        raise BuildError(f"OVERLAP_RECOMPUTE_CUDART is {kind}, which is not one of {', '.join(CUDART)}")
+    return CUDART[kind]
+
+
 def sanitizer_flags(environ: Mapping[str, str]) -> tuple[str, ...]:
     kinds = environ.get("OVERLAP_RECOMPUTE_SANITIZE")
     return (f"-fsanitize={kinds}", "-fno-omit-frame-pointer", "-g") if kinds else ()
@@ -149,8 +157,7 @@ def link(compiler: tuple[str, ...], objects: list[str], target: pathlib.Path, cu
             cuda.home / "targets" / f"{platform.machine()}-linux" / "lib",
             cuda.home / "lib",
         ]
-        command += [*(f"-L{folder}" for folder in folders if folder.is_dir())]
-        command += [CUDART[os.environ.get("OVERLAP_RECOMPUTE_CUDART", "static")], *CUDA_LIBRARIES]
+        command += [*(f"-L{folder}" for folder in folders if folder.is_dir()), cudart(os.environ), *CUDA_LIBRARIES]
     output_of(*command, *([] if extra else ["-Wl,--strip-all"]))
 
 

@@ -61,6 +61,13 @@ def test_the_extension_was_built_from_the_sources_at_hand(build_module: ModuleTy
     assert build_module.source_digest() == BUILD.source_digest, message
 
 
+def test_the_cuda_runtime_is_static_unless_asked(build_module: ModuleType) -> None:
+    assert build_module.cudart({}) == "-lcudart_static"
+    assert build_module.cudart({"OVERLAP_RECOMPUTE_CUDART": "shared"}) == "-lcudart"
+    with pytest.raises(RuntimeError, match="CUDART is none, which is not one of static, shared"):
+        build_module.cudart({"OVERLAP_RECOMPUTE_CUDART": "none"})
+
+
 @needs_extension
 def test_it_loads_without_a_driver_and_counts_no_device() -> None:
     assert native.extension is not None
