@@ -13,12 +13,14 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 
 from megatron.overlap.adapters.collectives import WindowedCollectives
+from megatron.overlap.adapters.row_parallel_linear import delay_weight_gradients
 from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
 from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
+from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.device_lane import lane_of, ring_of
 from megatron.overlap.errors import BackwardError
 from megatron.overlap.figures import Figures, StepFigures
@@ -77,6 +79,7 @@ class OverlapSession:
         self._marks = StepMarks(ring)
         self._flight = FlightRecorder(settings, self._marks)
         self._trace: StepTrace | None = None
+        self._delayed: DelayedGradients | None = None
         on_device = settings.device.type == "cuda"
         self.runtime = Runtime(
             Policy.save_all(),
@@ -102,7 +105,10 @@ class OverlapSession:
             self.windows = Windows(self.runtime, closing, log, fills=settings.fills, lengths=lengths)
             self.pipeline_waits = PipelineWindows(self.windows)
             """What the schedules of `megatron.overlap.pipeline` hand their waits to (kind `pp_wait`)."""
-            collectives = WindowedCollectives(self.windows, kinds_of_groups())
+            if settings.delays_weight_gradients:
+                self._delayed = DelayedGradients(lambda: self.windows.active)
+                delay_weight_gradients(self._replacements, chunks, self._delayed)
+            collectives = WindowedCollectives(self.windows, kinds_of_groups(), self._delayed)
             hook_mappings(self._replacements, collectives)
             hook_layers(self._replacements, collectives)
         except BaseException:
@@ -165,6 +171,8 @@ class OverlapSession:
         except BaseException as error:
             place = _place_to_name(error, self.runtime.last_read)
             self.runtime.abort()
+            if self._delayed is not None:
+                self._delayed.forget()
             self._leave_marks(error, place)
             if place is None:
                 raise

@@ -53,6 +53,8 @@ class OverlapSettings:
     """The flags as one text; must be the same on all ranks."""
     device: torch.device
     """Where the model lives."""
+    delays_weight_gradients: bool = False
+    """Whether weight gradients of row-parallel linears wait for a window (`delayed_gradients`)."""
     planned: Mapping[int, tuple[str, ...]] | None = None
     """What a plan drops of each layer of this stage; None: `drop` says it."""
     units_per_window: int | None = None

@@ -6,7 +6,7 @@ anything differs. Where there are checks of the journal for the layout, they fol
 
 import sys
 
-from tests.distributed import overlap_journal
+from tests.distributed import overlap_delayed, overlap_journal
 from tests.distributed.overlap_support import DROPOUT, GPT, LLAMA, MOE, STEPS, groups, train
 
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
@@ -16,6 +16,7 @@ SMALL_CAP = "--overlap-recompute --overlap-recompute-policy all"
 ARMS = (ALL, SERIALIZED, ON_DEMAND, SMALL_CAP)
 STOCK = tuple(f"{arm} --schedule-impl stock" for arm in (ALL, SERIALIZED, SMALL_CAP))
 """Under Megatron-Core's schedules; pipelines take ours by themselves."""
+DELAYED = f"{ON} --overlap-recompute-delay-wgrad"
 EARLY = f"{ON} --overlap-recompute-windows pp_wait"
 BY_STAGE = f"{ON} --overlap-recompute-policy 0:all,1:none"
 UNITS = ("input_layernorm", "linear_qkv", "core_attention", "pre_mlp_layernorm", "linear_fc1", "activation")
@@ -50,12 +51,12 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"{MOE} --global-batch-size 4 --swiglu --moe-shared-expert-intermediate-size 64", (ALL,)),
     ),
     "TP2": (
-        (f"{DROPOUT} {TP2} --global-batch-size 4", (*ARMS, *PAIRS, STOCK_FULL, STOCK_SELECTIVE)),
-        (f"{LLAMA} {TP2} --global-batch-size 4", ARMS),
-        (f"{DROPOUT} {TP2} --sequence-parallel --global-batch-size 4", ARMS),
+        (f"{DROPOUT} {TP2} --global-batch-size 4", (*ARMS, *PAIRS, DELAYED, STOCK_FULL, STOCK_SELECTIVE)),
+        (f"{LLAMA} {TP2} --global-batch-size 4", (*ARMS, f"{DELAYED} --overlap-recompute-policy none")),
+        (f"{DROPOUT} {TP2} --sequence-parallel --global-batch-size 4", (*ARMS, DELAYED)),
         (f"{LLAMA} {TP2} --sequence-parallel --global-batch-size 4 --bf16", (ALL, SERIALIZED)),
-        (f"{DROPOUT} {TP2} --global-batch-size 4 --bf16", (ALL,)),
-        (f"{MOE} {TP2} --sequence-parallel --global-batch-size 4", (ALL, ON_DEMAND)),
+        (f"{DROPOUT} {TP2} --global-batch-size 4 --bf16", (ALL, DELAYED)),
+        (f"{MOE} {TP2} --sequence-parallel --global-batch-size 4", (ALL, ON_DEMAND, DELAYED)),
     ),
     "PP2": (
         (f"{DROPOUT} {PP2} --global-batch-size 8", (*ARMS, *STOCK, EARLY, BY_STAGE)),
@@ -86,7 +87,10 @@ LAYOUTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"{DROPOUT} --num-layers 4 {PP4} --global-batch-size 12", (ALL, EARLY, *STOCK[:1])),
         (f"{LLAMA} --num-layers 4 {PP4} --global-batch-size 12 --bf16", (ALL,)),
     ),
-    "TP2xPP2": ((f"{DROPOUT} {TP2} {PP2} --sequence-parallel --global-batch-size 8", (ALL, BY_STAGE)),),
+    "TP2xPP2": (
+        (f"{DROPOUT} {TP2} {PP2} --sequence-parallel --global-batch-size 8", (ALL, BY_STAGE)),
+        (f"{DROPOUT} {TP2} {PP2} --global-batch-size 8 --use-distributed-optimizer --overlap-grad-reduce", (DELAYED,)),
+    ),
     "PP2xDP2": (
         (f"{DROPOUT} {PP2} --global-batch-size 16 --use-distributed-optimizer --overlap-grad-reduce", (ALL, BY_STAGE)),
         (f"{LLAMA} {PP2} --global-batch-size 16 --overlap-grad-reduce --bf16", (ALL,)),
@@ -112,6 +116,8 @@ def main(layout: str) -> int:
                 print("differs" if differences else "equal", "|", flags, "|", arm, "|", "; ".join(differences[:3]))
         if layout in overlap_journal.CHECKS:
             overlap_journal.CHECKS[layout]()
+        if layout == "TP2":
+            overlap_delayed.delayed()
     return 1 if failures else 0
 
 

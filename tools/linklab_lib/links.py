@@ -9,6 +9,8 @@ from overlap_recompute.plan.errors import UserError
 BITS_PER_UNIT = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 MIN_RATE_BITS_PER_S, MAX_RATE_BITS_PER_S = 64 * 10**3, 10 * 10**9
 MAX_HOSTS = 64
+SUBNET, PREFIX_BITS = "10.77.0.0", 16
+"""Of all hosts."""
 RATE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(kbit|mbit|gbit)", re.ASCII)
 COSTLY_RATE_BITS_PER_S = 10**9
 """Above, shaping itself takes so much processor time that it disturbs what is measured."""

@@ -5,23 +5,30 @@ what it sends, the hub's end what it receives, so every host has a full-duplex l
 
     host 0 [lab0] --tbf-> ............ <-tbf-- [port0] hub [port1] --tbf-> ............ <-tbf-- [lab0] host 1
 
-Everything lives inside these namespaces: the machine's own network is neither used nor changed.
+Everything lives inside these namespaces: the machine's own network is neither used nor changed. Hosts send with CUBIC,
+whatever the machine is set to: BBR, for one, stops nearly all traffic for 0.2 s every 10 s to find the shortest round
+trip, which a measurement would show as noise.
 """
 
 import contextlib
 import ctypes
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from linklab_lib.links import Lab, LabError, Link
+from linklab_lib.links import PREFIX_BITS, SUBNET, Lab, LabError, Link
 from linklab_lib.owner import NAMESPACES, Owner, is_inside, leftovers, namespaces_of, processes_inside
 
 INTERFACE = "lab0"
 """Name of a host's interface, inside its namespace."""
+
+CONGESTION_CONTROL = "cubic"
+CONGESTION_CONTROLS = pathlib.Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+"""What this kernel has."""
 
 TOOL_TIMEOUT_S = 20.0
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
@@ -75,11 +82,17 @@ class Network:
             yield (
                 "ip", "-n", hub, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", name,
             )  # fmt: skip
-            yield ("ip", "-n", name, "addr", "add", f"{self.lab.address(host)}/16", "dev", INTERFACE)
+            yield ("ip", "-n", name, "addr", "add", f"{self.lab.address(host)}/{PREFIX_BITS}", "dev", INTERFACE)
             yield _shape(hub, port, link)
             yield _shape(name, INTERFACE, link)
             yield ("ip", "-n", hub, "link", "set", port, "master", "switch", "addrgenmode", "none", "up")
             yield ("ip", "-n", name, "link", "set", INTERFACE, "addrgenmode", "none", "up")
+            if CONGESTION_CONTROL in CONGESTION_CONTROLS.read_text().split():
+                # By route: only the machine's own namespace may set the default to it.
+                yield (
+                    "ip", "-n", name, "route", "replace", f"{SUBNET}/{PREFIX_BITS}", "dev", INTERFACE,
+                    "proto", "kernel", "scope", "link", "src", self.lab.address(host), "congctl", CONGESTION_CONTROL,
+                )  # fmt: skip
 
     def build(self, checkpoint: Callable[[], None]) -> None:
         """Bring the lab up. What was made stays on an error: call `remove` in any case.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed import ProcessGroup
 
+from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.windows import Windows, in_backward
 from megatron.pretrain.platform.facade import FallbackModule
 from overlap_recompute.plan.errors import UserError
@@ -55,10 +56,14 @@ class WindowedCollectives:
     Args:
         windows: where windows are opened.
         kinds: names of a group's windows; groups that are not in it are left alone.
+        delayed: weight gradients to compute as soon as a communication of the backward pass is on its way, like those
+            that upstream computes then: before the window opens.
     """
 
-    def __init__(self, windows: Windows, kinds: Mapping[ProcessGroup, Kinds]) -> None:
-        self._windows, self._kinds = windows, dict(kinds)
+    def __init__(
+        self, windows: Windows, kinds: Mapping[ProcessGroup, Kinds], delayed: DelayedGradients | None = None
+    ) -> None:
+        self._windows, self._kinds, self._delayed = windows, dict(kinds), delayed
 
     def collective(self, name: str) -> Callable[..., Any]:
         """The windowed collective of this name."""
@@ -77,11 +82,20 @@ class WindowedCollectives:
             if work is None:  # this rank is not in the group
                 return None
             if async_op:
-                return WindowedWork(work, lambda launched: windows.finish(kind, launched, pollable=pollable))
-            windows.finish(kind, work, pollable=pollable)
+                return WindowedWork(work, lambda launched: self._finish(kind, launched, pollable))
+            self._finish(kind, work, pollable)
             return None
 
         return call
+
+    def compute_delayed(self, kind: WindowKind) -> None:
+        """Compute the weight gradients that were put off, if this is what they were put off to."""
+        if self._delayed is not None and kind is WindowKind.TP_BACKWARD:
+            self._delayed.compute()
+
+    def _finish(self, kind: WindowKind, work: Any, pollable: bool) -> None:
+        self.compute_delayed(kind)
+        self._windows.finish(kind, work, pollable=pollable)
 
     def torch_for(self, module: ModuleType) -> ModuleType:
         """The `torch` that the module has, with windowed collectives in its `distributed`."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from megatron.overlap.adapters.collectives import COLLECTIVES, Kinds, WindowedCollectives, WindowedWork
+from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.measuring.marks import At, Communication, Marks
 from megatron.overlap.windows import in_backward
 
@@ -28,10 +29,13 @@ class MeasuredCollectives(WindowedCollectives):
     Args:
         marks: where.
         kinds: names of a group's windows; groups that are not in it are left alone.
+        delayed: as `WindowedCollectives`: they are no part of the wait, and no part of their layer's backward pass.
     """
 
-    def __init__(self, marks: Marks, kinds: Mapping[ProcessGroup, Kinds]) -> None:
-        self._marks, self._kinds = marks, dict(kinds)
+    def __init__(
+        self, marks: Marks, kinds: Mapping[ProcessGroup, Kinds], delayed: DelayedGradients | None = None
+    ) -> None:
+        self._marks, self._kinds, self._delayed = marks, dict(kinds), delayed
 
     def collective(self, name: str) -> Callable[..., Any]:
         """The marked collective of this name."""
@@ -58,6 +62,7 @@ class MeasuredCollectives(WindowedCollectives):
 
     def _wait(self, work: Any, communication: Communication, pollable: bool) -> None:
         marks = self._marks
+        self.compute_delayed(communication.kind)
         marks.add(At.WAIT, communication=communication)
         was_over = pollable and work.is_completed()
         work.wait()

@@ -22,7 +22,11 @@ def shared_counted(counted: CountedModel | None, device: torch.device) -> Counte
 
 
 def lean_session(
-    chunks: Sequence[DistributedDataParallel], device: torch.device, counted: CountedModel | None
+    chunks: Sequence[DistributedDataParallel],
+    device: torch.device,
+    counted: CountedModel | None,
+    *,
+    delays_weight_gradients: bool = False,
 ) -> MeasuringSession:
     """A session that drops every unit; one of plain training where no rank could without; collective.
 
@@ -30,10 +34,11 @@ def lean_session(
         chunks: the model chunks of this rank.
         device: where they are.
         counted: the same on every rank; None: it could not be counted.
+        delays_weight_gradients: as `MeasuringSession`.
     """
     why = "the model could not be counted"
     if counted is not None:
-        session = MeasuringSession(chunks, device, counted=counted)
+        session = MeasuringSession(chunks, device, counted, delays_weight_gradients=delays_weight_gradients)
         if all(gather_bytes(b"known" if session.is_known else b"", device)):
             return session
         session.close()
@@ -43,4 +48,4 @@ def lean_session(
         "measure with fewer microbatches (--global-batch-size) and plan from the profile",
         why,
     )
-    return MeasuringSession(chunks, device)
+    return MeasuringSession(chunks, device, delays_weight_gradients=delays_weight_gradients)

@@ -18,10 +18,12 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from megatron.overlap.adapters.row_parallel_linear import delay_weight_gradients
 from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
 from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
 from megatron.overlap.binder import Binder
+from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.groups import kinds_of_groups
 from megatron.overlap.measuring.asides import without_asides
 from megatron.overlap.measuring.clocks import NS_PER_US, clock_of
@@ -63,10 +65,16 @@ class MeasuringSession:
         chunks: the model chunks, wrapped as they train.
         device: where they are.
         counted: the model, to drop every unit that can be dropped, and to replay it on demand; None: nothing is.
+        delays_weight_gradients: compute weight gradients as late as `--overlap-recompute-delay-wgrad` does.
     """
 
     def __init__(
-        self, chunks: Sequence[DistributedDataParallel], device: torch.device, counted: CountedModel | None = None
+        self,
+        chunks: Sequence[DistributedDataParallel],
+        device: torch.device,
+        counted: CountedModel | None = None,
+        *,
+        delays_weight_gradients: bool = False,
     ) -> None:
         self._chunks = {id(chunk): number for number, chunk in enumerate(chunks)}
         self._replacements = Replacements()
@@ -84,7 +92,10 @@ class MeasuringSession:
                 self.model = self._attach(MeasuredSites(self.marks, self.probe, self._replacements), chunks, True)
             else:
                 self._drop(chunks, device, counted)
-            collectives = MeasuredCollectives(self.marks, kinds_of_groups())
+            delayed = DelayedGradients(lambda: self.marks.active) if delays_weight_gradients else None
+            if delayed is not None:
+                delay_weight_gradients(self._replacements, chunks, delayed)
+            collectives = MeasuredCollectives(self.marks, kinds_of_groups(), delayed)
             hook_mappings(self._replacements, collectives)
             hook_layers(self._replacements, collectives)
             self._outside = OutsideCollectives(self.marks, self._replacements)

@@ -77,6 +77,8 @@ class MeasuringPlan:
     """Iterations of the run."""
     lean: bool = False
     """Whether iterations are measured while every unit is dropped and replayed on demand, in the memory of that."""
+    delays_weight_gradients: bool = False
+    """Whether the run computes weight gradients later than upstream, and so is measured (`delayed_gradients`)."""
     again_after: int | None = None
     """Iterations of what took over until it is taken back and the run measured anew; None: never."""
 
@@ -198,11 +200,18 @@ class MeasuredStart:
 
     def _open(self) -> MeasuringSession:
         if not self._plan.lean:
-            return MeasuringSession(self._chunks, self._device)
+            return MeasuringSession(
+                self._chunks, self._device, delays_weight_gradients=self._plan.delays_weight_gradients
+            )
         if self._facts is None:
             facts = self._plan.facts()
             self._facts = replace(facts, counted=shared_counted(facts.counted, self._device))
-        return lean_session(self._chunks, self._device, self._facts.counted)
+        return lean_session(
+            self._chunks,
+            self._device,
+            self._facts.counted,
+            delays_weight_gradients=self._plan.delays_weight_gradients,
+        )
 
     def _profile(self, session: MeasuringSession) -> Profile:
         if session.kept_peak_bytes is not None:

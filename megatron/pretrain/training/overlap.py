@@ -122,6 +122,7 @@ def open_overlap(
         flight_folder=_flight_folder(config),
         flags=json.dumps(config.to_dict()["overlap"], sort_keys=True),
         device=device,
+        delays_weight_gradients=options.overlap_recompute_delay_wgrad and not on_demand,
     )
     if plan is None and options.overlap_recompute_plan is not None:
         plan = read_plan(Path(options.overlap_recompute_plan))
@@ -189,6 +190,7 @@ def open_recompute(
         uses_waits=options.overlap_recompute,
         length=iterations,
         lean=plans,
+        delays_weight_gradients=options.overlap_recompute_delay_wgrad,
         again_after=options.overlap_recompute_replan_interval if plans else None,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()

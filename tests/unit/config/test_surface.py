@@ -25,9 +25,9 @@ ROOT = HERE.parents[2]
 SURFACE = HERE / "flag_surface.txt"
 OWN_FLAGS = {
     "--metrics-file", "--model-preset", "--progress-bar", "--schedule-impl", "--liveness-timeout-s",
-    "--emulate-link-gbps", "--emulate-link-latency-us",
+    "--gloo-thread-priority", "--emulate-link-gbps", "--emulate-link-latency-us",
     "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-windows",
-    "--overlap-recompute-prefetch-mib", "--overlap-recompute-verify",
+    "--overlap-recompute-prefetch-mib", "--overlap-recompute-delay-wgrad", "--overlap-recompute-verify",
     "--overlap-recompute-serialize", "--overlap-recompute-trace",
     "--overlap-recompute-profile", "--overlap-recompute-profile-warmup", "--overlap-recompute-profile-iterations",
     "--overlap-recompute-plan", "--overlap-recompute-auto", "--overlap-recompute-memory-gib",

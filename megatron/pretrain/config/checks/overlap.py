@@ -12,6 +12,7 @@ PROFILE = "--overlap-recompute-profile"
 AUTO = "--overlap-recompute-auto"
 AUTO_MEMORY = "--overlap-recompute-memory-gib"
 AUTO_PLAN = "--overlap-recompute-auto-plan"
+DELAY = "--overlap-recompute-delay-wgrad"
 REPLAN = "--overlap-recompute-replan-interval"
 PROFILE_WARMUP, PROFILE_ITERATIONS = 2, 5
 """Iterations when the flags do not say."""
@@ -161,6 +162,31 @@ def profile_iterations(config: PretrainConfig) -> tuple[int, int]:
     )
 
 
+def delayed_gradients_have_a_window(config: PretrainConfig) -> None:
+    """Someone puts them off, and an all-reduce comes that they can hide behind."""
+    options, parallel = config.overlap, config.parallel
+    if not options.overlap_recompute_delay_wgrad:
+        return
+    require(
+        options.overlap_recompute or options.overlap_recompute_profile is not None,
+        f"{DELAY} without {SWITCH}",
+        f"{SWITCH}, or {PROFILE}, with it",
+        f"add {SWITCH}, or remove {DELAY}",
+    )
+    require(
+        parallel.tensor_model_parallel_size > 1,
+        f"{DELAY} with --tensor-model-parallel-size 1, where a layer's backward pass communicates nothing",
+        "at least two tensor-parallel ranks",
+        f"remove {DELAY}",
+    )
+    require(
+        config.model.transformer_impl != "transformer_engine",
+        f"{DELAY} with --transformer-impl transformer_engine, which has linears of its own",
+        "--transformer-impl local",
+        f"remove {DELAY}, or choose --transformer-impl local",
+    )
+
+
 def _conditions(config: PretrainConfig) -> dict[str, tuple[bool, str, str]]:
     gathers = "gathers the sequence over the tensor-parallel ranks (--sequence-parallel), which a replay would repeat"
     sequence_parallel = config.parallel.sequence_parallel
@@ -185,5 +211,6 @@ CHECKS: tuple[Check, ...] = (
     windows_can_be_read,
     named_units_can_be_dropped,
     auto_has_what_it_needs,
+    delayed_gradients_have_a_window,
     profile_is_complete,
 )

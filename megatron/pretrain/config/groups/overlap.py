@@ -29,6 +29,12 @@ class OverlapOptions:
     overlap_recompute_prefetch_mib: NonNegativeFloat | None = None
     """Own flag. Most MiB that may be brought back before backward uses them; when not given, what two layers drop."""
 
+    overlap_recompute_delay_wgrad: bool = False
+    """Own flag. Compute the weight gradients of row-parallel linears (attention's output, second of the feed-forward
+    block) while the next all-reduce of the backward pass is in flight, not before it starts: where windows are longer
+    than what is recomputed. The same bits; a layer's activation stays in memory a little longer. Measure a profile with
+    it, too."""
+
     overlap_recompute_verify: bool = False
     """Own flag. Keep a copy of all that is dropped and compare each recomputed tensor with it, bit for bit: needs the
     memory that dropping saves, and ends the run with the unit's name at the first difference."""

@@ -1,0 +1,61 @@
+"""One rank of the tests of delayed weight gradients: each is computed while an all-reduce is in flight.
+
+Played by overlap_equality.py, in the process groups of its layout. Fails an assertion.
+"""
+
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.distributed.overlap_journal import LAYERS, MICROBATCHES, ON, STEPS, TP2, Observed
+from tests.distributed.overlap_support import GPT
+
+from megatron.overlap import delayed_gradients  # isort: skip - after the platform
+
+FLAGS = f"{GPT} {TP2} --global-batch-size {2 * MICROBATCHES}"
+DELAY = "--overlap-recompute-delay-wgrad"
+LINEARS_PER_LAYER = 2
+
+
+class Seen:
+    """When weight gradients were put off and computed, and how many all-reduces had been launched by then."""
+
+    def __init__(self, flags: str) -> None:
+        self.added: list[int] = []
+        self.computed: list[int] = []
+        add, gradient = delayed_gradients.DelayedGradients.add, delayed_gradients._weight_gradient
+        stock = torch.distributed.all_reduce
+        launched = 0
+
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal launched
+            launched += 1
+            return stock(*args, **options)
+
+        def adding(delayed: Any, *args: Any) -> None:
+            self.added.append(launched)
+            add(delayed, *args)
+
+        def computing(pending: Any) -> Any:
+            self.computed.append(launched)
+            return gradient(pending)
+
+        with (
+            mock.patch.object(torch.distributed, "all_reduce", counting),
+            mock.patch.object(delayed_gradients.DelayedGradients, "add", adding),
+            mock.patch.object(delayed_gradients, "_weight_gradient", computing),
+        ):
+            self.run = Observed(flags)
+
+
+def delayed() -> None:
+    """One all-reduce is launched between a linear's backward pass and its weight gradient: the one it hides behind."""
+    plain, seen = Seen(f"{FLAGS} {ON}"), Seen(f"{FLAGS} {ON} {DELAY}")
+    assert not plain.added and not plain.computed
+    assert len(seen.added) == LINEARS_PER_LAYER * LAYERS * MICROBATCHES * STEPS
+    assert seen.computed == [launched + 1 for launched in seen.added]
+    assert seen.run.collectives == plain.run.collectives
+    assert seen.run.flops == plain.run.flops
+    on_demand = Seen(f"{FLAGS} {ON} {DELAY} --overlap-recompute-serialize")
+    assert not on_demand.added
