@@ -91,7 +91,7 @@ CASES: dict[str, Case] = {
         note="Overlap hides all recompute, and then *none* is the limit. Without recompute 72 all-reduces of 1 MiB "
         "cross the link in an iteration (36 windows each way), with stock full 104: 1.44 where nothing but the wire "
         "counts, and less with what is computed, of which stock full has about a third more. Only what *none* computes "
-        "on the critical path can be hidden beyond that: weight gradients of row-parallel linears.",
+        "on the critical path can be hidden beyond that: weight gradients of row-parallel linears, and adding them up.",
     ),
     "TP=2 1000mbit": Case(rate="1000mbit", flags=TP2),
     "TP=2 10gbit": Case(rate="10gbit", flags=TP2, note="The cores that copy are slower than this link."),

@@ -27,6 +27,8 @@ class StepFigures:
     """Those of kind `pp_wait` in which the rank waited for a gradient."""
     length_ns: int
     """Of the step without the optimizer."""
+    delayed_ns: int = 0
+    """What weight gradients took that waited for a communication; on a GPU, to launch them."""
     device: LaneTimes | None = None
     """What the device's streams did, where the times above are those of a host that runs ahead of it."""
 
@@ -43,7 +45,7 @@ class Figures:
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = self._length_ns = 0
+        self._steps = self._length_ns = self._delayed_ns = 0
         self._before_backward = WindowSums()
         self._hidden_ms = self._exposed_ms = 0.0
         self._windows = {kind: WindowSums() for kind in WindowKind}
@@ -54,6 +56,7 @@ class Figures:
         report = step.report
         self._steps += 1
         self._length_ns += step.length_ns
+        self._delayed_ns += step.delayed_ns
         self._before_backward.join(step.before_backward)
         device = step.device
         self._hidden_ms += report.hidden_us / US_PER_MS if device is None else device.hidden_ns / NS_PER_MS
@@ -73,7 +76,7 @@ class Figures:
         waits, gradients = self._windows[WindowKind.PP_WAIT], self._before_backward
         # A mean over the ranks of fractions: multiplied by the steps that the sums below are divided by.
         bubble = (waits.length_ns - waits.filled_ns) / max(1, self._length_ns) * self._steps
-        sums = [self._hidden_ms, self._exposed_ms, bubble]
+        sums = [self._hidden_ms, self._exposed_ms, self._delayed_ns / NS_PER_MS, bubble]
         sums += [gradients.length_ns / NS_PER_MS, gradients.filled_ns / NS_PER_MS]
         for found in self._windows.values():
             sums += [ns / NS_PER_MS for ns in (found.length_ns, found.filled_ns, found.overrun_ns)]
@@ -118,8 +121,10 @@ def _bytes_of(report: StepReport) -> dict[str, int]:
 
 
 def _named(means: list[float], peaks: list[float]) -> dict[str, float]:
-    hidden_ms, exposed_ms, bubble, gradient_wait_ms, gradient_filled_ms, *by_kind = means
+    hidden_ms, exposed_ms, delayed_ms, bubble, gradient_wait_ms, gradient_filled_ms, *by_kind = means
     named = {"hidden_recompute_ms": hidden_ms, "exposed_recompute_ms": exposed_ms}
+    if delayed_ms:
+        named["delayed_wgrad_ms"] = delayed_ms
     for number, kind in enumerate(WindowKind):
         window_ms, filled_ms, overrun_ms, windows = by_kind[4 * number : 4 * number + 4]
         if windows:

@@ -13,11 +13,11 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 
 from megatron.overlap.adapters.collectives import WindowedCollectives
-from megatron.overlap.adapters.row_parallel_linear import delay_weight_gradients
 from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
 from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.tensor_parallel_random import TrackerRng
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
+from megatron.overlap.adapters.weight_gradients import delay_weight_gradients
 from megatron.overlap.binder import Binder
 from megatron.overlap.closing import Closing, DeviceClosing, HostClosing
 from megatron.overlap.delayed_gradients import DelayedGradients
@@ -186,6 +186,7 @@ class OverlapSession:
             windows=self.windows.log.take(),
             before_backward=self.pipeline_waits.take_before_backward(),
             length_ns=length_ns,
+            delayed_ns=0 if self._delayed is None else self._delayed.take_spent_ns(),
             device=times if isinstance(self._marks.ring, StreamMarks) else None,
         )
         self.figures.add(step)

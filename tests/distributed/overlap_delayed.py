@@ -15,7 +15,7 @@ from megatron.overlap import delayed_gradients  # isort: skip - after the platfo
 
 FLAGS = f"{GPT} {TP2} --global-batch-size {2 * MICROBATCHES}"
 DELAY = "--overlap-recompute-delay-wgrad"
-LINEARS_PER_LAYER = 2
+LINEARS_PER_LAYER = 4
 
 
 class Seen:

@@ -18,10 +18,10 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from megatron.overlap.adapters.row_parallel_linear import delay_weight_gradients
 from megatron.overlap.adapters.tensor_parallel_layers import hook_layers
 from megatron.overlap.adapters.tensor_parallel_mappings import hook_mappings
 from megatron.overlap.adapters.transformer_layer import TransformerLayerAdapter
+from megatron.overlap.adapters.weight_gradients import delay_weight_gradients
 from megatron.overlap.binder import Binder
 from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.groups import kinds_of_groups

@@ -18,6 +18,7 @@ from tests.distributed.overlap_support import BACKEND, DROPOUT, LLAMA, MOE, grou
 ON = "--overlap-recompute --overlap-recompute-prefetch-mib 100"
 ALL, SERIALIZED = f"{ON} --overlap-recompute-verify", f"{ON} --overlap-recompute-serialize"
 SMALL_CAP, DEFAULT_CAP = "--overlap-recompute --overlap-recompute-prefetch-mib 0.05", "--overlap-recompute"
+DELAYED = f"{DEFAULT_CAP} --overlap-recompute-delay-wgrad"
 STOCK_FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 TP2 = "--tensor-model-parallel-size 2"
 # Layout -> cases: the flags that all runs share, and the arms to compare with a run without the runtime.
@@ -29,9 +30,9 @@ LAYOUTS: dict[str, tuple[tuple[str, Sequence[str]], ...]] = {
         (f"{MOE} --global-batch-size 4", (ALL,)),
     ),
     "TP2": (
-        (f"{DROPOUT} {TP2} --global-batch-size 8", (ALL, SERIALIZED, SMALL_CAP, DEFAULT_CAP, STOCK_FULL)),
+        (f"{DROPOUT} {TP2} --global-batch-size 8", (ALL, SERIALIZED, SMALL_CAP, DEFAULT_CAP, DELAYED, STOCK_FULL)),
         (f"{DROPOUT} {TP2} --global-batch-size 8 --bf16", (ALL, DEFAULT_CAP)),
-        (f"{LLAMA} {TP2} --global-batch-size 8 --bf16", (ALL, DEFAULT_CAP)),
+        (f"{LLAMA} {TP2} --global-batch-size 8 --bf16", (ALL, DEFAULT_CAP, DELAYED)),
     ),
 }
 

@@ -8,7 +8,7 @@ import torch
 from megatron.core.tensor_parallel import layers as upstream
 from torch import Tensor
 
-from megatron.overlap.adapters.row_parallel_linear import delay_weight_gradients
+from megatron.overlap.adapters.weight_gradients import delay_weight_gradients
 from megatron.overlap.delayed_gradients import DelayedGradients
 from megatron.overlap.replacements import Replacements
 from tests.unit.overlap.support import model_of
@@ -66,6 +66,8 @@ def test_they_wait_until_they_are_asked_for_and_are_computed_once() -> None:
     case.backward(case.inputs[0])
     assert seen == [False, True]
     assert torch.equal(case.weight.main_grad, expected[0]), "not computed again at the end of the pass"
+    assert case.delayed.take_spent_ns() > 0
+    assert case.delayed.take_spent_ns() == 0
 
 
 def test_what_a_failed_step_left_is_forgotten() -> None:

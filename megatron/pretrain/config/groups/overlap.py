@@ -31,9 +31,9 @@ class OverlapOptions:
 
     overlap_recompute_delay_wgrad: bool = False
     """Own flag. Compute the weight gradients of row-parallel linears (attention's output, second of the feed-forward
-    block) while the next all-reduce of the backward pass is in flight, not before it starts: where windows are longer
-    than what is recomputed. The same bits; a layer's activation stays in memory a little longer. Measure a profile with
-    it, too."""
+    block) while the next all-reduce of the backward pass is in flight, not before it starts, and add all weight
+    gradients to their buffers then: for windows longer than what is recomputed. The same bits; a layer's activation
+    stays in memory a little longer. Measure a profile with it, too."""
 
     overlap_recompute_verify: bool = False
     """Own flag. Keep a copy of all that is dropped and compare each recomputed tensor with it, bit for bit: needs the
