@@ -54,12 +54,12 @@ def run(options: argparse.Namespace, out: TextIO) -> int:
     world_size = whole_number("--world-size", options.world_size, 0)
     base_bytes = whole_number("--base-mib", options.base_mib, 0) * MIB
     communication_bytes = whole_number("--communication-mib", options.communication_mib, 0) * MIB
-    if options.plan is not None:
-        read_plan(options.plan)  # what is wrong with it is said before the model is counted
+    # Read first, so that what is wrong with it is said before the model is counted; and once, since it may be a pipe.
+    plan = None if options.plan is None else (options.plan, read_plan(options.plan))
     with StatusLine() as line:
         line.show("counting the model ...")
         counted = count_model(options.words, device=device, world_size=world_size)
-    choice = choice_of(counted, options.words, options.plan)
+    choice = choice_of(counted, options.words, plan)
     tables = memory_tables(counted, choice, base_bytes=base_bytes, communication_bytes=communication_bytes)
     out.write(_json(counted, choice, tables) if options.json else _text(counted, choice, tables))
     return 0

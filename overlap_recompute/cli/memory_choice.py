@@ -6,6 +6,7 @@ from pathlib import Path
 
 from overlap_recompute.plan.counted import CountedModel
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.plan_file import Plan
 from overlap_recompute.plan.policy_text import parse_policy
 from overlap_recompute.plan.profile import Layout
 from overlap_recompute.plan.split import Split, layer_count, layers_of
@@ -33,15 +34,22 @@ class Choice:
     """By stage."""
 
 
-def choice_of(counted: CountedModel, words: Sequence[str], plan: Path | None) -> Choice:
-    """The choice that a plan file, or the flags of a run, make.
+def choice_of(counted: CountedModel, words: Sequence[str], plan: tuple[Path, Plan] | None) -> Choice:
+    """The choice that a plan, or the flags of a run, make.
+
+    Args:
+        counted: the model.
+        words: flags of a run.
+        plan: one, and the file that it was read from; None: the flags say what is dropped.
 
     Raises:
         UserError: a plan for another model, or a policy that cannot be read.
     """
-    path = plan or (Path(text) if (text := value_of(words, PLAN)) is not None else None)
-    if path is not None:
-        return _of_plan(counted, path)
+    text = value_of(words, PLAN)
+    if plan is None and text is not None:
+        plan = Path(text), read_plan(Path(text))
+    if plan is not None:
+        return _of_plan(counted, *plan)
     text = value_of(words, POLICY)
     if SWITCH not in words and text is None:
         stock = value_of(words, STOCK)
@@ -101,8 +109,7 @@ def _default_cap_bytes(counted: CountedModel, chunks: Sequence[range], dropped: 
     return LAYERS_AHEAD * max(most, default=0)
 
 
-def _of_plan(counted: CountedModel, path: Path) -> Choice:
-    plan = read_plan(path)
+def _of_plan(counted: CountedModel, path: Path, plan: Plan) -> Choice:
     layers = len(counted.layers)
     if plan.model_fingerprint != counted.model_fingerprint or layer_count(plan.layout.split) != layers:
         raise ConfigError(

@@ -7,11 +7,11 @@ from typing import Any, TextIO
 
 from overlap_recompute.cli.commands import Command
 from overlap_recompute.cli.plan_texts import layer_lines
-from overlap_recompute.plan.codec import FileError
-from overlap_recompute.plan.plan_file import Plan
-from overlap_recompute.plan.profile import Profile
+from overlap_recompute.plan.codec import FileError, from_data, read_data
+from overlap_recompute.plan.plan_file import PLAN_VERSION, Plan
+from overlap_recompute.plan.profile import PROFILE_VERSION, Profile
 from overlap_recompute.plan.split import layout_text
-from overlap_recompute.plan.validation import check_plan_fits, read_plan, read_profile
+from overlap_recompute.plan.validation import check_plan, check_plan_fits, check_profile, read_profile
 
 DESCRIPTION = "Check profiles and plans: that they can be read, make sense, and belong to the same model."
 EPILOG = """examples:
@@ -51,14 +51,16 @@ def read_either(path: Path) -> Profile | Plan:
     Raises:
         FileError: it is neither, or it makes no sense.
     """
-    try:
-        names = json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, RecursionError, AttributeError):
-        names = {"kinds"}  # the reader says what is wrong with it
+    data = read_data(path, "profile or plan")
+    names = data if isinstance(data, dict) else {}
     if "kinds" in names:
-        return read_profile(path)
+        profile = from_data(data, Profile, PROFILE_VERSION, str(path))
+        check_profile(profile, str(path))
+        return profile
     if "stages" in names:
-        return read_plan(path)
+        plan = from_data(data, Plan, PLAN_VERSION, str(path))
+        check_plan(plan, str(path))
+        return plan
     raise FileError(f"{path}, which is neither", "a profile (field kinds) or a plan (field stages)", "check the path")
 
 

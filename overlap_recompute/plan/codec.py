@@ -52,22 +52,36 @@ def read_record(path: Path, cls: type[Record], version: int) -> Record:
     Raises:
         FileError: the file is missing, no JSON, of another version, or differs from what `cls` describes.
     """
-    name = cls.__name__.lower()
+    return from_data(read_data(path, cls.__name__.lower()), cls, version, str(path))
+
+
+def read_data(path: Path, name: str) -> Any:
+    """The parsed JSON of a file, which is read once: it may be a pipe.
+
+    Args:
+        path: the file.
+        name: what it should hold, for messages.
+
+    Raises:
+        FileError: the file is missing, too large, or no JSON.
+    """
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise FileError(
-                f"{path} of {path.stat().st_size} bytes", f"a {name} of at most {_MAX_FILE_BYTES}", "check the path"
-            )
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise FileError(
             f"{path}, which cannot be read ({error.strerror})", f"a {name} file", "check the path"
         ) from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise FileError(
+            f"{path} of more than {_MAX_FILE_BYTES} bytes", f"a {name} of at most as many", "check the path"
+        )
+    try:
+        return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise FileError(
             f"{path}, which is no JSON ({error})", f"a {name} written by overlap-recompute", f"make the {name} again"
         ) from error
-    return from_data(data, cls, version, str(path))
 
 
 def from_data(data: Any, cls: type[Record], version: int, source: str) -> Record:

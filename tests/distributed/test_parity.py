@@ -4,9 +4,12 @@ Every case starts the real trainer. What a single rank computes is the reference
 on the layout (docs/adr/0003), and every layout reads the same global batches.
 """
 
+import pathlib
 from collections.abc import Callable
 
 import pytest
+
+from tests.distributed.conftest import read_metrics
 
 TRAINING = (
     "--micro-batch-size 2 --global-batch-size 8 --train-iters 20 --lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine "
@@ -92,6 +95,31 @@ def test_mixture_of_experts(layout: str, train: Train, references: dict[str, lis
     world_size, flags = MOE_LAYOUTS[layout]
     reference = reference_of("moe", MOE, train, references)
     assert_same_losses(train(world_size, [*MOE, *flags.split()]), reference, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "layers"),
+    [
+        ("--expert-model-parallel-size 2", "1"),
+        (f"{TP2} --sequence-parallel", "1"),
+        (f"{PP2} --overlap-recompute", "[1,0]"),  # the last stage, which writes the log, has no experts
+    ],
+)
+def test_losses_of_routers_are_those_of_one_rank(
+    layout: str, layers: str, tmp_path: pathlib.Path, train: Train
+) -> None:
+    flags = [
+        *MOE, *"--train-iters 4 --log-interval 2 --eval-interval 1 --eval-iters 1 --moe-z-loss-coeff 1e-3".split(),
+        "--moe-layer-freq", layers,
+    ]  # fmt: skip
+    train(1, flags, name="one")
+    train(2, [*flags, *layout.split()], name="two")
+    one, two = (read_metrics(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    for expected, found in zip(one, two, strict=True):
+        assert set(expected["auxiliary_losses"]) == {"load_balancing_loss", "z_loss"}
+        assert found["auxiliary_losses"] == pytest.approx(expected["auxiliary_losses"], rel=1e-5)
+    first, last = one[0]["auxiliary_losses"], one[-1]["auxiliary_losses"]
+    assert first != last and all(0.9 < loss < 2.5 for loss in (*first.values(), *last.values())), (first, last)
 
 
 @pytest.mark.parametrize("setting", RECOMPUTE)

@@ -81,9 +81,11 @@ def _sequence_parallel(config: PretrainConfig) -> tuple[PretrainConfig, str | No
 
 
 def _schedule_impl(config: PretrainConfig) -> tuple[PretrainConfig, str | None]:
-    if config.parallel.schedule_impl is not None:
-        return config, None
     ours = config.overlap.overlap_recompute and config.parallel.pipeline_model_parallel_size > 1
+    if config.parallel.schedule_impl is not None:
+        plans = ours and config.parallel.schedule_impl == "stock" and config.overlap.overlap_recompute_auto
+        note = "--schedule-impl stock fills no wait for another stage: units that plans put there come back elsewhere"
+        return config, note if plans and note not in config.notes else None
     note = "--schedule-impl is overlap: its waits for other stages can be filled with recompute; stock opens none"
     return _set(config, "parallel", schedule_impl="overlap" if ours else "stock"), note if ours else None
 

@@ -1,5 +1,6 @@
 """Megatron-Core's GPTDataset, MockGPTDataset and BlendedMegatronDatasetBuilder, set up from the flags of a run."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.data.blends import SEVERAL, SPLITS, Blend, DataPlan, data_plan
+from megatron.pretrain.data.gpt_dataset import RoomyConfig, RoomyGPTDataset, RoomyMockGPTDataset, require_seam
 from megatron.pretrain.data.index_cache import content_fingerprint, discard_damaged
 from megatron.pretrain.data.tokenizers import Tokenizer
 from overlap_recompute.plan.errors import DataError
@@ -52,8 +54,10 @@ def build_datasets(config: PretrainConfig, tokenizer: Tokenizer, *, train_sample
             that was resumed with a smaller global batch has read more before.
 
     Raises:
-        DataError: the index cache cannot be written, or a blend draws more than its parts hold.
+        DataError: the index cache cannot be written, a blend draws more than its parts hold, or an index does not fit
+            into memory.
     """
+    require_seam()
     plan = data_plan(config)
     plan = replace(plan, samples=(max(plan.samples[0], train_samples), *plan.samples[1:]))
     dataset_config = _dataset_config(config, tokenizer, plan)
@@ -61,7 +65,7 @@ def build_datasets(config: PretrainConfig, tokenizer: Tokenizer, *, train_sample
     if not distributed or torch.distributed.get_rank() == 0:
         for folder in _cache_folders(config, plan):
             discard_damaged(folder)
-    kind = MockGPTDataset if plan.mock else GPTDataset
+    kind = RoomyMockGPTDataset if plan.mock else RoomyGPTDataset
     builder = BlendedMegatronDatasetBuilder(kind, list(plan.samples), _reads_data, dataset_config)
     built = _build(builder, config)
     train, valid, test = built
@@ -75,7 +79,7 @@ def build_datasets(config: PretrainConfig, tokenizer: Tokenizer, *, train_sample
     return DatasetSplits(train=train, valid=valid, test=test)
 
 
-def _dataset_config(config: PretrainConfig, tokenizer: Tokenizer, plan: DataPlan) -> GPTDatasetConfig:
+def _dataset_config(config: PretrainConfig, tokenizer: Tokenizer, plan: DataPlan) -> RoomyConfig:
     blend, per_split = None, None
     if plan.shares is not None:
         blend = _stock_blend(plan.blends[0])
@@ -89,7 +93,7 @@ def _dataset_config(config: PretrainConfig, tokenizer: Tokenizer, plan: DataPlan
     # Stock 0.16.1 asks the process group for its rank when it caches the index of a blend, so without one: no cache.
     blended = any(blend is not None and len(blend.prefixes) >= SEVERAL for blend in plan.blends)
     cacheable = torch.distributed.is_initialized() or not blended
-    dataset_config = GPTDatasetConfig(
+    dataset_config = RoomyConfig(
         random_seed=config.training.seed,
         sequence_length=config.model.seq_length,
         blend=blend,
@@ -102,6 +106,7 @@ def _dataset_config(config: PretrainConfig, tokenizer: Tokenizer, plan: DataPlan
         eod_mask_loss=config.data.eod_mask_loss,
         # Causal attention needs no mask; stock would make one of sequence x sequence booleans for every sample.
         create_attention_mask=False,
+        index_builders=_index_builders(plan.mock and config.data.data_cache_path is None),
     )
     if dataset_config.split_matrix is not None:
         # A split without documents makes stock loop for ever, even when no sample is wanted: leave such splits out.
@@ -135,6 +140,8 @@ def _build(builder: BlendedMegatronDatasetBuilder, config: PretrainConfig) -> li
             "make the weights less extreme",
         ) from error
     except Exception as error:
+        if isinstance(error.__cause__, DataError):  # stock wraps what building made-up data raises
+            raise error.__cause__ from None
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
@@ -144,6 +151,16 @@ def _build(builder: BlendedMegatronDatasetBuilder, config: PretrainConfig) -> li
             "a folder with room that this user may write to",
             "name one by --data-cache-path, on storage that all hosts share",
         ) from error
+
+
+def _index_builders(uncached: bool) -> int:
+    """See `RoomyConfig`. Without a cache every rank that reads data builds its own index; then collective."""
+    if not uncached or not torch.distributed.is_initialized():
+        return 1
+    mine = socket.gethostname() if _reads_data() else ""
+    hosts = [""] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hosts, mine)
+    return hosts.count(mine) if torch.distributed.get_rank() == 0 else 1
 
 
 def _reads_data() -> bool:

@@ -11,7 +11,7 @@ from torch.distributed import HashStore, ProcessGroup, Store
 
 from megatron.pretrain.config import PretrainConfig
 from megatron.pretrain.distributed.cluster import Cluster, RankPlace
-from megatron.pretrain.distributed.gloo_threads import put_gloo_first
+from megatron.pretrain.distributed.gloo_threads import give_gloo_short_turns
 from megatron.pretrain.distributed.liveness import LivenessWatch
 from megatron.pretrain.distributed.rendezvous import meet
 from megatron.pretrain.distributed.seeds import rank_seed, seed_everything
@@ -49,8 +49,8 @@ def initialize_distributed(config: PretrainConfig, device: torch.device) -> Clus
         if watch is not None:
             watch.place(place.describe())
         host_group = _host_group(config, timedelta(seconds=timeout_s))
-        if options.distributed_backend == "gloo" and options.gloo_thread_priority == "real-time":
-            put_gloo_first()
+        if options.distributed_backend == "gloo" and options.gloo_thread_turns == "short":
+            give_gloo_short_turns()
     except BaseException as error:
         settled = settle(error, watch)
         if settled is not error:

@@ -8,8 +8,12 @@ NOTE [ one file per run, whatever happened to the run ]
 3. A process that is killed while it writes leaves a last line without an end. It is dropped on resume, and readers
    leave it out.
 4. A line that could not be written whole (disk full) is cut off again, so the next one starts on a line of its own.
+5. One run at a time, which holds a lock on `.<name>.lock` beside the file: 2 would take out the lines of a run that
+   still goes on.
+6. A device or a pipe (/dev/null, /dev/stdout) has no old lines: it is written to, and neither read nor locked.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -20,6 +24,7 @@ from typing import Any
 from megatron.pretrain.logs.records import Record, RunFacts
 from megatron.pretrain.logs.wire import SCHEMA, LineError, encode, parse
 from overlap_recompute.plan.errors import ConfigError
+from overlap_recompute.plan.file_lock import WAIT_S, locked
 from overlap_recompute.plan.files import replace_file
 
 METRICS_FILE_NAME = "metrics.jsonl"
@@ -27,15 +32,22 @@ METRICS_FILE_NAME = "metrics.jsonl"
 
 
 class MetricsFileSink:
-    """Appends records to a metrics file. Create it with `open_metrics_file`."""
+    """Appends records to a metrics file. Create it with `open_metrics_file`.
+
+    Args:
+        path: the file, a device or a pipe.
+        clock: seconds, for "time_s".
+        lock: closed behind the file; empty for a device or a pipe.
+    """
 
     name = "metrics file"
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], lock: contextlib.ExitStack) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
         self._end_bytes = os.fstat(self._descriptor).st_size
         self._clock, self._opened_s = clock, clock()
+        self._lock = lock
         self.path = path
 
     def write(self, record: Record | RunFacts) -> None:
@@ -57,28 +69,37 @@ class MetricsFileSink:
 
     def close(self) -> None:
         """Force the file to disk and close it."""
-        try:
-            os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
+        with self._lock:
+            try:
+                if self.path.is_file():
+                    os.fsync(self._descriptor)
+            finally:
+                os.close(self._descriptor)
 
 
-def open_metrics_file(path: Path, facts: RunFacts, clock: Callable[[], float] = time.monotonic) -> MetricsFileSink:
+def open_metrics_file(
+    path: Path, facts: RunFacts, clock: Callable[[], float] = time.monotonic, *, wait_s: float = WAIT_S
+) -> MetricsFileSink:
     """Open the metrics file of a run that starts or resumes at `facts.start_iteration`; see the NOTE above.
 
     Args:
         path: the file; its folder is created.
         facts: what the run line says.
         clock: seconds, for "time_s".
+        wait_s: how long to wait for a run that is about to end.
 
     Raises:
-        ConfigError: the file cannot be written, or is there and is not a metrics file of this version.
+        ConfigError: the file cannot be written, is there and is not a metrics file of this version, or another run
+            writes to it.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_superseded(path, facts.start_iteration)
-        sink = MetricsFileSink(path, clock)
+        with contextlib.ExitStack() as lock:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() or not path.exists():
+                lock.enter_context(_claimed(path, wait_s))
+                if path.exists():
+                    _drop_superseded(path, facts.start_iteration)
+            sink = MetricsFileSink(path, clock, lock.pop_all())
         sink.write(facts)
     except OSError as error:
         raise ConfigError(
@@ -87,6 +108,22 @@ def open_metrics_file(path: Path, facts: RunFacts, clock: Callable[[], float] = 
             "choose another folder or make room",
         ) from error
     return sink
+
+
+def lock_path(path: Path) -> Path:
+    """What a run locks that writes to a metrics file: the same under every name of the file."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.lock")
+
+
+def _claimed(path: Path, wait_s: float) -> contextlib.AbstractContextManager[None]:
+    lock = lock_path(path)
+    refusal = ConfigError(
+        f"another run that writes to the metrics file {path} (it holds {lock.name} beside it)",
+        "a metrics file that no other run writes to",
+        "end the other run, or choose another --metrics-file",
+    )
+    return locked(lock, refusal=refusal, wait_s=wait_s)
 
 
 def superseded_path(path: Path) -> Path:

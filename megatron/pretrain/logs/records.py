@@ -64,6 +64,10 @@ class IterationRecord:
     nan_iterations: int
     """Iterations of the interval whose loss was not finite."""
 
+    auxiliary_losses: Mapping[str, float] = field(default_factory=dict)
+    """Losses of a router without their weights, by Megatron-LM's name (`load_balancing_loss`, ...): mean over the
+    interval, its microbatches and the layers with experts."""
+
     num_zeros: int | None = None
     """Gradient elements equal to zero (`--log-num-zeros-in-grad`)."""
 

@@ -48,6 +48,7 @@ def _iteration_scalars(
     yield "learning-rate", record.learning_rate, True
     yield "batch-size", record.global_batch_size, True
     yield "lm loss", record.loss, True
+    yield from ((name, loss, False) for name, loss in record.auxiliary_losses.items())
     yield "loss-scale", record.loss_scale if options.log_loss_scale_to_tensorboard else None, True
     yield "world-size", world_size if options.log_world_size_to_tensorboard else None, True
     yield "grad-norm", record.grad_norm, True

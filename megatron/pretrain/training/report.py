@@ -18,6 +18,7 @@ from megatron.pretrain.logs.records import EvaluationRecord, IterationRecord, pe
 from megatron.pretrain.logs.throughput import tflops_per_rank, tokens_per_s
 from megatron.pretrain.training.evaluate import Evaluation
 from megatron.pretrain.training.interval import IntervalFigures
+from megatron.pretrain.training.moe_utils import AuxiliaryLosses
 from megatron.pretrain.training.state import TrainingState
 
 
@@ -51,6 +52,7 @@ class Reporter:
     ) -> None:
         self._config, self._device = config, device
         self._flops, self._timers = flops_per_iteration, timers
+        self._auxiliary_losses = AuxiliaryLosses(config, device)
 
     def iteration(
         self, state: TrainingState, figures: IntervalFigures, extra: Mapping[str, float] | None = None
@@ -67,6 +69,7 @@ class Reporter:
             tokens_per_s=tokens_per_s(config.global_batch_size, config.model.seq_length, elapsed_s),
             tflops_per_rank=tflops_per_rank(self._flops, elapsed_s, config.world.world_size),
             loss=figures.loss,
+            auxiliary_losses=self._auxiliary_losses.take(figures.iterations),
             grad_norm=figures.grad_norm,
             learning_rate=get_canonical_lr_for_logging(state.optimizer.param_groups) or 0.0,
             loss_scale=float(state.optimizer.get_loss_scale()),

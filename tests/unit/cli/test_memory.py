@@ -1,6 +1,7 @@
 """`overlap-recompute memory` on a counted model."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from overlap_recompute.cli import counting, memory
 from overlap_recompute.cli.memory_choice import choice_of, value_of
 from overlap_recompute.cli.parser import new_parser
-from overlap_recompute.plan.codec import write_record
+from overlap_recompute.plan.codec import to_text, write_record
 from overlap_recompute.plan.counted import COUNTED_VERSION, CountedEnd, CountedKind, CountedModel, CountedUnit
 from overlap_recompute.plan.errors import UserError
 from tests.unit.plan.samples import KIND, sample_plan, sample_profile
@@ -87,12 +88,20 @@ def test_policies_drop_what_can_be_dropped(counted: CountedModel) -> None:
 
 def test_a_plan_says_what_is_kept(counted: CountedModel, tmp_path: pathlib.Path) -> None:
     plan = sample_plan(sample_profile(((1,), (3,))))
-    write_record(tmp_path / "plan.json", plan)
-    choice = choice_of(counted, [], tmp_path / "plan.json")
+    choice = choice_of(counted, [], (tmp_path / "plan.json", plan))
     assert choice.split == ((1,), (3,)) and choice.dropped[3] == {"fc", "act"} and choice.cap_bytes == (400, 400)
     write_record(tmp_path / "other.json", replace(plan, model_fingerprint="m1"))
     with pytest.raises(UserError, match="the model of the flags"):
         choice_of(counted, ["--overlap-recompute-plan", str(tmp_path / "other.json")], None)
+
+
+def test_the_plan_may_be_a_pipe(counted: CountedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        stream.write(to_text(sample_plan(sample_profile(((1,), (3,))))))
+    with os.fdopen(reading):
+        facts = json.loads(run(capsys, "--json", "--plan", f"/dev/fd/{reading}", "--", "--num-layers", "4"))
+    assert [stage["layers"] for stage in facts["stages"]] == [[1], [3]]
 
 
 @pytest.mark.parametrize(

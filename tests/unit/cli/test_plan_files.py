@@ -1,8 +1,11 @@
 """`overlap-recompute validate` and `diff` on real files."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -43,12 +46,46 @@ def test_validate_speaks_json(files: pathlib.Path, capsys: pytest.CaptureFixture
     assert facts["valid"] is True and facts["what"] == "plan" and facts["planner"] == "heu"
 
 
-@pytest.mark.parametrize("name", ["stranger.json", "missing.json", "text.json", "list.json"])
+@pytest.mark.parametrize("name", ["stranger.json", "missing.json", "text.json", "list.json", "empty.json"])
 def test_validate_refuses(name: str, files: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "text.json").write_text("no json")
-    (files / "list.json").write_text("{}")
+    (files / "list.json").write_text("[]")
+    (files / "empty.json").write_text("{}")
     assert main(["validate", f"{files}/{name}", "--profile", f"{files}/profile.json"]) == 2
     assert name in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def piped(words: str, files: pathlib.Path) -> Iterator[list[str]]:
+    """The words of a command, with each file's name replaced by a pipe that has its text, as `<(cat FILE)` does it."""
+    with contextlib.ExitStack() as stack:
+        command = []
+        for word in words.split():
+            if word.endswith(".json"):
+                reading, writing = os.pipe()
+                stack.callback(os.close, reading)
+                with os.fdopen(writing, "wb") as stream:
+                    stream.write((files / word).read_bytes())
+            command.append(f"/dev/fd/{reading}" if word.endswith(".json") else word)
+        yield command
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("validate plan.json profile.json --profile profile.json", 0),
+        ("validate stranger.json --profile profile.json", 2),
+        ("diff plan.json other.json", 1),
+        ("explain plan.json --profile profile.json", 0),
+        ("simulate profile.json plan.json", 0),
+        ("plan profile.json --memory-gib 4 --planner full --output /dev/null", 0),
+        ("report profile.json plan.json --arms full --output /dev/null", 0),
+    ],
+)
+def test_files_may_be_pipes(words: str, status: int, files: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with piped(words, files) as command:
+        assert main(command) == status
+    assert "no JSON" not in capsys.readouterr().err
 
 
 def test_diff_shows_layers_and_sizes(files: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

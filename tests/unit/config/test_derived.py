@@ -46,6 +46,21 @@ def test_overlapped_recompute_brings_its_schedule(
     assert any("--schedule-impl is overlap" in note for note in config.notes) is is_noted
 
 
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [
+        (f"{PP} 2 --schedule-impl stock", 1),
+        (f"{PP} 2", 0),
+    ],
+)
+def test_a_run_that_plans_for_itself_says_that_stock_schedules_fill_no_wait(
+    parse: Parse, flags: str, times: int
+) -> None:
+    auto = "--overlap-recompute --overlap-recompute-auto --overlap-recompute-memory-gib 4"
+    config = resolve(parse(f"{flags} {auto}", world_size=2))
+    assert sum("--schedule-impl stock fills no wait" in note for note in config.notes) == times
+
+
 def test_samples_become_iterations(parse: Parse) -> None:
     config = parse("--train-samples 21", without="--train-iters 10")
     assert config.train_iters == config.training.train_iters == 10

@@ -1,5 +1,6 @@
 """--overlap-recompute-plan: layers go where the plan says, and other runs' plans are refused."""
 
+import os
 import pathlib
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from megatron.pretrain.config.model_fingerprint import model_fingerprint
 from megatron.pretrain.config.run_layout import layout_of
 from overlap_recompute.plan.codec import write_record
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.plan_file import Plan
+from overlap_recompute.plan.plan_file import Plan, PlannedFill, StagePlan
 from overlap_recompute.plan.software import software_versions
 from overlap_recompute.plan.split import Split
 from tests.unit.config.conftest import Parse, environment
@@ -81,8 +82,41 @@ def test_a_computed_plan_names_no_versions(with_plan) -> None:
     validate(with_plan(software=()))
 
 
+def fills_a_wait(plan: Plan, window: str) -> tuple[StagePlan, ...]:
+    """The plan's stages, the second with one more unit: in a wait for another stage."""
+    first, second = plan.stages
+    fill = PlannedFill(layer=second.layers[0].layer, unit="fc", window=window)
+    return first, replace(second, fills=(*second.fills, fill))
+
+
+@pytest.mark.parametrize("window", ["P", "PF"])
+def test_a_plan_that_fills_waits_is_refused_with_schedules_that_fill_none(with_plan, parse: Parse, window: str) -> None:
+    validate(with_plan("--schedule-impl stock"))
+    stages = fills_a_wait(plan_for(parse(PP2, world_size=2), ((1,), (3,))), window)
+    validate(with_plan(stages=stages))
+    validate(with_plan("--schedule-impl stock --overlap-recompute-serialize", stages=stages))
+    with pytest.raises(ConfigError) as error:
+        validate(with_plan("--schedule-impl stock", stages=stages))
+    assert "whose plan.stages[1].fills puts 1 of 2 units into waits for other stages" in str(error.value)
+    assert "remove --schedule-impl stock" in str(error.value)
+
+
+def test_a_plan_of_the_runs_own_is_followed_with_stock_schedules_and_a_note(with_kept_plan, parse: Parse) -> None:
+    stages = fills_a_wait(plan_for(parse(PP2, world_size=2), ((1,), (3,))), "P")
+    config = with_kept_plan("--overlap-recompute-memory-gib 4 --schedule-impl stock", stages=stages)
+    validate(config)
+    assert config.overlap.overlap_recompute_plan is not None
+    assert any("--schedule-impl stock fills no wait for another stage" in note for note in config.notes)
+
+
 def test_the_number_of_microbatches_may_differ(with_plan) -> None:
     validate(with_plan("--global-batch-size 64"))
+
+
+def test_a_plan_in_a_pipe_is_refused_before_it_is_read(parse: Parse, tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(ConfigError, match="plan.json, which is a pipe or a device; expected a file"):
+        validate(parse(f"--overlap-recompute --overlap-recompute-plan {tmp_path}/plan.json"))
 
 
 @pytest.fixture

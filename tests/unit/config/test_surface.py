@@ -25,7 +25,7 @@ ROOT = HERE.parents[2]
 SURFACE = HERE / "flag_surface.txt"
 OWN_FLAGS = {
     "--metrics-file", "--model-preset", "--progress-bar", "--schedule-impl", "--liveness-timeout-s",
-    "--gloo-thread-priority", "--emulate-link-gbps", "--emulate-link-latency-us",
+    "--gloo-thread-turns", "--emulate-link-gbps", "--emulate-link-latency-us",
     "--overlap-recompute", "--overlap-recompute-policy", "--overlap-recompute-windows",
     "--overlap-recompute-prefetch-mib", "--overlap-recompute-delay-wgrad", "--overlap-recompute-verify",
     "--overlap-recompute-serialize", "--overlap-recompute-trace",

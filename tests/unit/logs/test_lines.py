@@ -42,6 +42,12 @@ def test_a_loss_that_was_not_measured_is_left_out_and_a_nan_is_shown() -> None:
     assert "| lm loss: NAN |" in iteration_line(iteration(2, loss=math.nan), device_type="cpu", throughput=False)
 
 
+def test_losses_of_routers_follow_the_loss_as_in_megatron_lm() -> None:
+    record = iteration(2, auxiliary_losses={"load_balancing_loss": 1.0125, "z_loss": 1.9})
+    line = iteration_line(record, device_type="cpu", throughput=False)
+    assert " | lm loss: 8.312500E+00 | load_balancing_loss: 1.012500E+00 | z_loss: 1.900000E+00 | loss scale: " in line
+
+
 def test_a_reader_of_megatron_s_log_finds_its_figures() -> None:
     line = iteration_line(iteration(2), device_type="cuda", throughput=True)
     pattern = (

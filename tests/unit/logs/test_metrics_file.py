@@ -1,7 +1,10 @@
 """A metrics file is right after any stop and any resume, and never eats what is not its own."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +48,15 @@ def test_the_file_is_one_json_object_a_line(path: Path) -> None:
     assert kinds == ["run", "iteration", "evaluation", "event"]
     metrics = read_metrics(path)
     assert (metrics.evaluations, metrics.events, metrics.runs) == ((EVALUATION,), (EVENT,), (FACTS,))
+
+
+def test_losses_of_routers_are_in_the_file_and_files_without_them_can_be_read(path: Path) -> None:
+    sink = run(path, 0, 1)
+    sink.write(iteration(2, auxiliary_losses={"load_balancing_loss": 1.5}))
+    sink.close()
+    path.write_text(path.read_text().replace('"auxiliary_losses":{},', ""))
+    found = [record.auxiliary_losses for record in read_metrics(path).iterations]
+    assert found == [{}, {"load_balancing_loss": 1.5}]
 
 
 def test_a_resume_takes_out_what_will_be_done_again(path: Path) -> None:
@@ -129,6 +141,69 @@ def test_a_place_that_cannot_be_written_is_an_error_before_training(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="metrics file .* cannot be written"):
         open_metrics_file(tmp_path / "file" / "metrics.jsonl", FACTS)
+
+
+HOLDER = """
+import fcntl, sys, time
+stream = open(sys.argv[1], "ab")
+fcntl.lockf(stream, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+PROBE = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def is_free(lock: Path) -> bool:
+    """Whether another process gets the lock."""
+    return subprocess.run([sys.executable, "-c", PROBE, lock], capture_output=True, check=False).returncode == 0
+
+
+def test_a_second_run_is_refused_and_leaves_the_lines_alone_until_the_first_is_gone(path: Path) -> None:
+    run(path, 0, 1, 2, 3).close()
+    before = path.read_bytes()
+    other_name = path.with_name("link.jsonl")
+    other_name.symlink_to(path)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path.with_name(".metrics.jsonl.lock")], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            for name in (path, other_name):
+                with pytest.raises(ConfigError, match="another run that writes to the metrics file .*--metrics-file"):
+                    open_metrics_file(name, replace(FACTS, start_iteration=1), wait_s=0.1)
+            assert path.read_bytes() == before
+        finally:
+            other.kill()
+    run(path, 2, 3).close()
+    assert losses(path) == [(1, 5.0), (2, 5.0), (3, 5.0)]
+
+
+def test_the_lock_is_held_as_long_as_the_file_is_open(path: Path) -> None:
+    sink = run(path, 0, 1)
+    lock = path.with_name(".metrics.jsonl.lock")
+    assert not is_free(lock)
+    sink.close()
+    assert is_free(lock)
+
+
+def test_a_file_that_is_refused_is_not_locked(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("precious text\n")
+    with pytest.raises(ConfigError, match="first line"):
+        open_metrics_file(path, FACTS)
+    assert is_free(path.with_name(".metrics.jsonl.lock"))
+
+
+def test_a_pipe_and_a_device_are_written_to_and_neither_read_nor_locked() -> None:
+    reading, writing = os.pipe()
+    for name in (f"/proc/self/fd/{writing}", "/dev/null"):
+        sink = run(Path(name), 0, 1)
+        sink.close()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        assert [json.loads(line)["kind"] for line in stream] == ["run", "iteration"]
+    assert not Path("/dev/.null.lock").exists()
 
 
 def test_a_full_disk_costs_lines_but_never_half_a_line(path: Path) -> None:

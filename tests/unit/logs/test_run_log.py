@@ -157,6 +157,10 @@ def test_tags_are_megatron_s() -> None:
     little = {scalar.tag for scalar in scalars(iteration(2, loss=None), LoggingOptions(), 4)}
     assert little == {"learning-rate", "batch-size", "loss-scale", "grad-norm"}
     assert list(scalars(EVENT, everything, 4)) == []
+    experts = scalars(iteration(2, auxiliary_losses={"load_balancing_loss": 1.5}), LoggingOptions(), 4)
+    assert [(found.value, found.by_samples) for found in experts if found.tag == "load_balancing_loss"] == [
+        (1.5, False)
+    ]
 
 
 def test_tensorboard_shows_figures_over_iterations_and_samples(tmp_path: Path) -> None:

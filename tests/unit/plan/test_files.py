@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from overlap_recompute.plan import codec
 from overlap_recompute.plan.codec import FileError, to_text, write_record
 from overlap_recompute.plan.profile import Profile
 from overlap_recompute.plan.validation import check_plan_fits, read_plan, read_profile
@@ -205,3 +206,9 @@ def test_what_was_there_stays_when_writing_fails(
     with pytest.raises(FileError, match="No space left on device"):
         write_record(path, sample_plan(sample_profile()))
     assert path.read_text() == "an older plan" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_end_is_read_no_further_than_a_plan_may_be_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_MAX_FILE_BYTES", 1000)
+    with pytest.raises(FileError, match="/dev/zero of more than 1000 bytes; expected a plan of at most as many"):
+        read_plan(pathlib.Path("/dev/zero"))

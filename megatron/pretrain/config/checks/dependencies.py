@@ -216,7 +216,7 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     Dependency(
         group="distributed",
-        fields=("gloo_thread_priority", "emulate_link_gbps"),
+        fields=("gloo_thread_turns", "emulate_link_gbps"),
         holds=lambda config: config.distributed.distributed_backend == "gloo",
         condition="--distributed-backend gloo",
     ),

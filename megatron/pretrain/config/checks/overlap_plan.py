@@ -9,7 +9,7 @@ from megatron.pretrain.config.pretrain_config import PretrainConfig
 from megatron.pretrain.config.run_layout import layout_of
 from overlap_recompute.plan.codec import FileError
 from overlap_recompute.plan.errors import ConfigError
-from overlap_recompute.plan.plan_file import Plan
+from overlap_recompute.plan.plan_file import FORWARD_WAIT, PIPELINE_WINDOW, Plan
 from overlap_recompute.plan.profile import Layout
 from overlap_recompute.plan.software import differences, software_versions
 from overlap_recompute.plan.split import layout_text
@@ -44,12 +44,19 @@ def plan_decides_alone(config: PretrainConfig) -> None:
 
 
 def plan_is_of_this_run(config: PretrainConfig) -> None:
-    """Same model, same layout, same software."""
+    """Same model, same layout, same software, and schedules that open the waits it fills."""
     file = config.overlap.overlap_recompute_plan
     if file is None:
         return
+    path = Path(file)
+    require(
+        not path.exists() or path.is_file() or path.is_dir(),
+        f"{PLAN} {file}, which is a pipe or a device",
+        "a file, which every rank can read, and read again",
+        "write the plan to a file",
+    )
     try:
-        plan = read_plan(Path(file))
+        plan = read_plan(path)
     except FileError as error:
         raise ConfigError(f"{PLAN}: {error.found}", error.expected, error.next_step) from error
     what = f"{PLAN} {file}, whose plan"
@@ -68,6 +75,7 @@ def plan_is_of_this_run(config: PretrainConfig) -> None:
         "the versions that are installed",
         "measure and plan again with them, or install those of the plan",
     )
+    _check_waits(plan, config, what)
 
 
 def _check_layout(plan: Plan, here: Layout, what: str) -> None:
@@ -80,6 +88,24 @@ def _check_layout(plan: Plan, here: Layout, what: str) -> None:
             f"{what}.layout.{field.name} is {planned}",
             f"{ours}, as in this run",
             "give the run the plan's layout (without layout flags it takes the plan's), or plan for this one",
+        )
+
+
+def _check_waits(plan: Plan, config: PretrainConfig, what: str) -> None:
+    """A plan that the run has made for itself is followed all the same; a note has said what becomes of these fills."""
+    options = config.overlap
+    by_itself = options.overlap_recompute_auto and options.overlap_recompute_plan == options.overlap_recompute_auto_plan
+    if config.parallel.schedule_impl != "stock" or options.overlap_recompute_serialize or by_itself:
+        return
+    waits = (PIPELINE_WINDOW, FORWARD_WAIT)
+    for stage in plan.stages:
+        units = sum(fill.window in waits for fill in stage.fills)
+        require(
+            units == 0,
+            f"{what}.stages[{stage.stage}].fills puts {units} of {len(stage.fills)} units into waits for other stages "
+            "(pp_wait), with --schedule-impl stock, whose schedules fill none",
+            "schedules that fill the waits of the plan",
+            "remove --schedule-impl stock",
         )
 
 

@@ -19,9 +19,9 @@ class DistributedOptions:
     liveness_timeout_s: PositiveFloat = 30.0
     """Seconds without a sign of life after which a rank counts as lost and all others stop. (Own flag.)"""
 
-    gloo_thread_priority: Literal["real-time", "normal"] = "real-time"
-    """With real-time gloo's threads take the core as soon as data arrives, where this process may ask for that (root,
-    CAP_SYS_NICE); with normal they wait until what computes has had its turn. (Own flag.)"""
+    gloo_thread_turns: Literal["short", "normal"] = "short"
+    """With short turns gloo's threads take the core as soon as data arrives (Linux 6.12 and later); with normal ones
+    they wait until what computes has had its turn. (Own flag.)"""
 
     emulate_link_gbps: PositiveFloat | None = None
     """Gbit/s each way of an emulated link between ranks: transfers take its time, on one machine. (Own flag.)"""
