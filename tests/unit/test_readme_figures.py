@@ -33,6 +33,14 @@ def test_the_table_of_overlap_is_that_of_the_benchmark() -> None:
         assert shown == [f"{found[arm]:.3f}" for arm in arms], label
 
 
+def test_what_weight_gradients_in_windows_bring_is_what_was_measured() -> None:
+    shown = re.search(r"150 Mbit/s takes ([\d.]+) of the time without recompute.* ([\d.]+)x the throughput", README)
+    assert shown is not None
+    found = ratios("overlap_cpu.json", "TP=2 150mbit")
+    delayed = found["overlapped, weight gradients too"]
+    assert [*shown.groups()] == [f"{delayed:.3f}", f"{found['stock full'] / delayed:.2f}"]
+
+
 def test_what_the_schedule_alone_takes_is_what_was_measured() -> None:
     shown = re.search(r"which by itself takes ([\d.]+) and ([\d.]+) of stock", README)
     assert shown is not None
