@@ -53,7 +53,7 @@ class Observed:
 
     def __init__(self, flags: str, at_most: int | None = None) -> None:
         self.config = config_of(flags, "--eval-iters 1")
-        self.journal, self.reports, self.windows = Journal(), [], []
+        self.journal, self.reports, self.windows, self.delayed_ns = Journal(), [], [], []
         self.collectives: Counter[str] = Counter()
         self.in_replays = 0
         self.by_name = WindowsByName(at_most)
@@ -94,6 +94,7 @@ class Observed:
         def listening(step: StepFigures) -> None:
             self.reports.append(step.report)
             self.windows.append(step.windows)
+            self.delayed_ns.append(step.delayed_ns)
             add(step)
 
         session.figures.add = listening  # type: ignore[method-assign]

@@ -155,7 +155,7 @@ def _build(builder: BlendedMegatronDatasetBuilder, config: PretrainConfig) -> li
 
 def _index_builders(uncached: bool) -> int:
     """See `RoomyConfig`. Without a cache every rank that reads data builds its own index; then collective."""
-    if not uncached or not torch.distributed.is_initialized():
+    if not uncached or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return 1
     mine = socket.gethostname() if _reads_data() else ""
     hosts = [""] * torch.distributed.get_world_size()

@@ -72,9 +72,11 @@ def test_the_line_of_overlapped_recompute_has_predicted_beside_measured() -> Non
         "1.00 | tp_backward: 36 windows of 300.2 ms, 220.0 filled |"
     )
     planned = measured | {"predicted_exposed_ms": 0.25, "predicted_iteration_ms": 400.0, "bubble_fraction": 0.125}
+    planned["delayed_wgrad_ms"] = 12.5
     (line,) = overlap_lines(iteration(2, extra={f"overlap/{name}": value for name, value in planned.items()}))
     assert (
-        "exposed 1.5 | predicted exposed (ms): 0.2 | predicted time per iteration (ms): 400.0 | bubble: 12.5% |" in line
+        "exposed 1.5 | predicted exposed (ms): 0.2 | predicted time per iteration (ms): 400.0 | "
+        "weight gradients behind communication (ms): 12.5 | bubble: 12.5% |" in line
     )
 
 

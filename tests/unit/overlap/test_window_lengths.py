@@ -43,11 +43,16 @@ def test_the_bubble_is_what_a_stage_waits_and_does_not_fill(rank: None) -> None:
         windows = {kind: WindowSums() for kind in WindowKind}
         windows[WindowKind.PP_WAIT] = WindowSums(windows=4, units=3, length_ns=30 * MS, filled_ns=10 * MS)
         gradients = WindowSums(windows=2, units=3, length_ns=16 * MS, filled_ns=10 * MS)
-        step = StepFigures(report=report, windows=windows, before_backward=gradients, length_ns=100 * MS)
+        step = StepFigures(
+            report=report, windows=windows, before_backward=gradients, length_ns=100 * MS, delayed_ns=7 * MS
+        )
         figures.add(step)
     found = figures.take()
     assert found["overlap/bubble_fraction"] == pytest.approx(0.2)
+    assert found["overlap/delayed_wgrad_ms"] == pytest.approx(7)
     assert found["overlap/gradient_wait_ms"] == pytest.approx(16)
     assert found["overlap/gradient_wait_filled_ms"] == pytest.approx(10)
     assert found["overlap/window_ms/pp_wait"] == pytest.approx(30)
-    assert "overlap/bubble_fraction" not in figures.take(), "only where a stage has waited"
+    nothing = figures.take()
+    assert "overlap/bubble_fraction" not in nothing, "only where a stage has waited"
+    assert "overlap/delayed_wgrad_ms" not in nothing, "only where weight gradients have waited"
