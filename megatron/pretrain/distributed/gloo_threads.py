@@ -6,8 +6,9 @@ the communication that it hides behind. Linux (6.12 and later) lets a thread tha
 soon as it wakes, as NCCL's kernels on a stream of high priority take a device.
 
 NOTE [ no real-time priority ]
-It shortens the waits a little more, and can end in a standstill: gloo's loop only tries to lock a connection, and tries
-again at once while the main thread holds it. In real time it would never let the main thread go on.
+It shortens the waits a little more, and 4 of 9 runs stood still with it. The likely cause, not proved: gloo's loop
+only tries to lock a connection, and tries again at once while the main thread holds it. In real time it does not let
+the main thread go on.
 """
 
 import ctypes
